@@ -1,0 +1,195 @@
+"""Every hyper-parameter of a run, and how flags and YAML become one checked `TrainConfig`.
+
+Defaults < YAML < flags. An unknown key, a wrong type or an impossible value ends the command before any work is done.
+The comment behind each field is its help text: `python -m train.pretrain --help` prints them.
+"""
+
+import inspect
+import re
+import sys
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nanogpt_hub.model import GPTConfig
+
+
+def comments_as_help(cls: type, source: type | None = None) -> type:
+    """Class decorator: the comments behind the fields (of `source`, if given) become the docstring's Args section."""
+    lines = re.findall(r"^    (\w+): [^#\n]*# (.+)$", inspect.getsource(source or cls), re.MULTILINE)
+    cls.__doc__ = (cls.__doc__ or "") + "\n\nArgs:\n" + "\n".join(f"    {name}: {text}" for name, text in lines)
+    return cls
+
+
+SHAPE_FIELDS = [f for f in fields(GPTConfig)]
+ModelOverrides = comments_as_help(
+    make_dataclass("ModelOverrides", [(f.name, f.type | None, None) for f in SHAPE_FIELDS], frozen=True), GPTConfig
+)
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class ModelConfig(ModelOverrides):
+    """The model: a lineage at a size; any field of GPTConfig given here overrides the preset's."""
+
+    preset: Literal["nanogpt", "gpt2", "pythia", "llama", "nanochat"] = "nanochat"  # lineage; see PRESETS in model.py
+    size: Literal["1m", "10m", "30m", "124m", "350m", "774m", "1558m"] = "1m"  # layers, heads, width, context
+
+    def overrides(self) -> dict:
+        """The fields of GPTConfig that were given."""
+        return {f.name: getattr(self, f.name) for f in SHAPE_FIELDS if getattr(self, f.name) is not None}
+
+    def gpt_config(self, vocab_size: int) -> GPTConfig:
+        """The model's shape for a tokenizer of vocab_size ids. Raises ValueError for an impossible one."""
+        given = self.overrides()
+        if given.get("vocab_size", vocab_size) < vocab_size:
+            raise ValueError(f"model.vocab_size {given['vocab_size']} is below the tokenizer's {vocab_size}; raise it")
+        return GPTConfig.preset(self.preset, self.size, **{"vocab_size": vocab_size, **given})
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut into tokens."""
+
+    source: str = "python"  # a file, a folder, a URL, a Hub dataset id, or "python": the standard library's own source
+    text_column: str = "text"  # which column of a table or dataset holds the text
+    config: str = ""  # configuration of a Hub dataset that has several
+    split: str = "train"  # split of a Hub dataset
+    revision: str = ""  # branch, tag or commit of a Hub dataset
+    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (trained on the text), gpt2, or a path to a tokenizer
+    val_fraction: float = 0.1  # the last part of the token stream is kept for validation
+    val_source: str = ""  # a source of its own for validation, instead of the last part
+    val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part
+    cache_dir: str = ""  # where token shards are kept; default ~/.cache/nanogpt_hub/tokens
+
+    def __post_init__(self):
+        check(0 < self.val_fraction < 1, f"data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    name: Literal["adamw", "muon"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
+    learning_rate: float = 0.01  # peak rate of AdamW
+    muon_learning_rate: float = 0.02  # peak rate of Muon's matrices
+    muon_momentum: float = 0.95  # momentum of Muon
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"  # after warm-up; wsd: stable, then a linear decay at the end
+    warmup_steps: int = 20  # steps in which the rate rises from 0
+    decay_steps: int = 0  # length of the decay of wsd; 0 means all steps after the warm-up
+    final_lr_fraction: float = 0.0  # what is left of the peak rate at the end
+    beta1: float = 0.9  # AdamW's first moment
+    beta2: float = 0.95  # AdamW's second moment
+    eps: float = 1e-8  # AdamW's epsilon
+    weight_decay: float = 0.0  # decoupled decay, on matrices and embeddings only
+    grad_clip: float = 1.0  # largest norm of the whole gradient; 0 for none
+
+    def __post_init__(self):
+        for name in ("learning_rate", "muon_learning_rate", "eps"):
+            check(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "grad_clip"):
+            check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("muon_momentum", "beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        check(0 <= self.final_lr_fraction <= 1, "optim.final_lr_fraction must be in [0, 1]")
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the run is looked at while it trains."""
+
+    interval: int = 100  # steps between evaluations; the first is before the first step, the last after the last
+    max_windows: int = 400  # windows of block_size tokens, evenly spread, that each evaluation reads
+    patience: int = 0  # stop after so many evaluations without a new best; 0 never stops early
+    prompt: str = "\n"  # what the sample at each evaluation goes on from
+    sample_tokens: int = 200  # length of that sample in tokens; 0 for none
+    temperature: float = 0.8  # of that sample
+    top_k: int = 200  # of that sample
+
+    def __post_init__(self):
+        check(self.interval > 0, f"eval.interval is {self.interval}; it must be at least 1")
+        check(self.max_windows > 0, f"eval.max_windows is {self.max_windows}; it must be at least 1")
+        check(self.patience >= 0 and self.sample_tokens >= 0, "eval.patience and eval.sample_tokens must be >= 0")
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class SaveConfig:
+    """When last/ and the training state are written; they always are at the end and on an interrupt."""
+
+    interval: int = 500  # steps between saves; 0 for none
+    minutes: float = 10.0  # minutes between saves; 0 for none
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    out_dir: str = ""  # the run's folder; default out/<name of the config file, or of the data source>
+    seed: int = 1337  # fixes the weights, the order of the data and the dropout
+    max_steps: int = 500  # optimizer steps
+    batch_size: int = 16  # sequences per optimizer step, over all processes and micro-batches together
+    micro_batch_size: int = 0  # sequences per forward pass; 0: as many as fit, the rest by gradient accumulation
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto takes the best there is
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto takes bf16 or fp16 only where the hardware has it
+    compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    log_interval: int = 10  # steps between log lines
+    trackers: list[str] = field(default_factory=list)  # any of tensorboard, wandb, trackio
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "log_interval"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be at least 1")
+        check(self.micro_batch_size >= 0, f"micro_batch_size is {self.micro_batch_size}; it must not be negative")
+        check(self.micro_batch_size == 0 or self.batch_size % self.micro_batch_size == 0,
+              f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")  # fmt: skip
+        known = {"tensorboard", "wandb", "trackio"}
+        check(set(self.trackers) <= known, f"trackers {self.trackers}: choose from {', '.join(sorted(known))}")
+
+
+def check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def make_parser(prog: str, description: str) -> ArgumentParser:
+    """The command line of a trainer: all of TrainConfig, --config, --resume and --overwrite."""
+    usage = f"python -m {prog} [CONFIG.yaml] [--option value ...]"
+    parser = ArgumentParser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="a YAML file; may also be given first, without --config")
+    parser.add_argument(
+        "--resume", nargs="?", const="must", default="auto", type=str,
+        help="continue exactly where the run's folder stopped; without it an interrupted run is continued, too",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="start anew even if the run's folder holds a run")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: list[str] | None = None) -> tuple[TrainConfig, Namespace]:
+    """The checked config, its out_dir filled in, and all that was parsed. Exits with a sentence where something is off."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--config")
+    parsed = parser.parse_args(argv)
+    try:
+        made = parser.instantiate_classes(parsed)
+        config = TrainConfig(**{f.name: made[f.name] for f in fields(TrainConfig)})
+    except ValueError as error:
+        parser.error(str(error))
+    name = Path(str(parsed.config[0])).stem if parsed.config else Path(config.data.source).stem
+    return (config, parsed) if config.out_dir else (replace_out_dir(config, f"out/{name}"), parsed)
+
+
+def replace_out_dir(config: TrainConfig, out_dir: str) -> TrainConfig:
+    return TrainConfig(**{**{f.name: getattr(config, f.name) for f in fields(config)}, "out_dir": out_dir})

@@ -1,0 +1,149 @@
+"""The optimizer and the learning rate: AdamW, or Muon for the matrices with AdamW for the rest, behind one object.
+
+One object, because everything around it (gradient scaler, saved state, schedule) then sees a single optimizer: with
+two of them a loss scaler updates twice a step and one's infinite gradients do not hold back the other.
+"""
+
+import math
+from collections import defaultdict
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from nanogpt_hub.model import GPT
+from train.config import OptimConfig
+
+# Newton-Schulz quintic with coefficients that pull small singular values up fast (Keller Jordan, "Muon", 2024).
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
+
+
+def lr_scale(step: int, max_steps: int, config: OptimConfig) -> float:
+    """The fraction of the peak learning rate at optimizer step 0 .. max_steps - 1: a function of the step alone."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    low = config.final_lr_fraction
+    if config.schedule == "constant":
+        return 1.0
+    rest = max(1, max_steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - config.warmup_steps) / rest)
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    decay = min(rest, config.decay_steps or rest)
+    return low + (1 - low) * min(1.0, (max_steps - step) / decay)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest matrices with all singular values near 1, for a stack (N, rows, columns), by Newton-Schulz.
+
+    One call serves all matrices of a shape, in float32 on a CPU (bfloat16 products are slower there) and in bfloat16
+    on a GPU, which is precise enough for a direction.
+    """
+    a, b, c = NS_COEFFICIENTS
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x  # the Gram matrix below is then the smaller one
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NS_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW, except for parameter groups with `muon=True`, which are updated by Muon (momentum, orthogonalised).
+
+    A matrix that is several projections stacked (q, k and v in c_attn) is orthogonalised part by part: its group says
+    how many rows each part has in `parts`.
+    """
+
+    def __init__(self, groups: list[dict], **adamw):
+        super().__init__(groups, **adamw)
+        self._step_supports_amp_scaling = False  # the fused AdamW would unscale its own gradients only
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        every_group = self.param_groups
+        self.param_groups = [group for group in every_group if not group["muon"]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = every_group
+        for group in every_group:
+            if group["muon"]:
+                self._muon_step(group)
+        return loss
+
+    def _muon_step(self, group: dict) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        grads = [p.grad for p in params]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        torch._foreach_lerp_(grads, buffers, group["momentum"])  # Nesterov: look ahead along the momentum
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        same_shape = defaultdict(list)  # views of parameters and their updates, stacked by shape
+        for p, grad in zip(params, grads, strict=True):
+            for part, update in zip(p.split(group["parts"] or len(p)), grad.split(group["parts"] or len(p)), strict=True):
+                same_shape[part.shape].append((part, update))
+        for (rows, columns), pairs in same_shape.items():
+            updates = orthogonalise(torch.stack([update for _, update in pairs]))
+            # Equal size of the update per entry, whatever the matrix's shape.
+            alpha = -group["lr"] * math.sqrt(max(1, rows / columns))
+            torch._foreach_add_([part for part, _ in pairs], list(updates.unbind()), alpha=alpha)
+
+
+def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
+    """The run's optimizer. Matrices and embeddings decay, norms and biases do not; each group's peak rate is `peak_lr`."""
+    named = dict(model.named_parameters())
+    muon = {n for n, p in named.items() if config.name == "muon" and n.startswith("h.") and p.ndim == 2}
+    groups = []
+    for decay in (True, False):
+        params = [p for n, p in named.items() if n not in muon and (p.ndim >= 2) == decay]
+        groups.append(_group(params, config.learning_rate, config.weight_decay if decay else 0.0))
+    if muon:
+        fused = [p for n, p in named.items() if n in muon and n.endswith("c_attn.weight")]
+        others = [p for n, p in named.items() if n in muon and not n.endswith("c_attn.weight")]
+        for params, parts in ((fused, _attention_parts(model)), (others, None)):
+            group = _group(params, config.muon_learning_rate, config.weight_decay)
+            groups.append({**group, "muon": True, "momentum": config.muon_momentum, "parts": parts})
+    groups = [group for group in groups if group["params"]]
+    fused_step = all(p.device.type in ("cuda", "cpu", "mps") for p in named.values())
+    kind = MuonAdamW if muon else torch.optim.AdamW
+    return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused_step)
+
+
+def _attention_parts(model: GPT) -> list[int]:
+    cfg = model.config
+    return [cfg.n_head * cfg.head_dim, cfg.kv_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim]
+
+
+def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict:
+    return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay, "muon": False}
+
+
+def set_lr(optimizer: torch.optim.Optimizer, scale: float) -> float:
+    """Sets every group to `scale` of its peak rate and returns the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = scale * group["peak_lr"]
+    return optimizer.param_groups[0]["lr"]
+
+
+def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat, named tensors: `h.0.mlp.c_fc.weight/exp_avg`, ..."""
+    named = ((name, optimizer.state.get(p, {})) for name, p in model.named_parameters())
+    return dict(chain.from_iterable(((f"{name}/{key}", value) for key, value in s.items()) for name, s in named))
+
+
+def load_optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` gave. Raises ValueError for a parameter that the model does not have."""
+    named = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in named:
+            raise ValueError(f"the training state has {full_name!r}, but the model has no parameter {name!r}")
+        p = named[name]
+        # AdamW's counter stays where its step reads it; moments live beside their parameter.
+        optimizer.state[p][key] = value.clone() if key == "step" and p.device.type == "cpu" else value.to(p.device).clone()

@@ -1,0 +1,107 @@
+"""What a run tells: metrics.jsonl, the loss curve, samples, and lines that say whether a loss is any good."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile:
+    """One JSON object a line: step, tokens, seconds, and what was measured at that step."""
+
+    def __init__(self, path: Path, keep_until: int = -1):
+        """Opens the file for appending; lines of steps after `keep_until` belong to work that was lost and are cut."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] <= keep_until]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(part, path)
+        self.path = path
+
+    def write(self, row: dict) -> None:
+        """Appends a row; numbers that are not finite, which JSON cannot hold, are left out."""
+        clean = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(clean) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All whole rows of a metrics file; a last line that was cut by a kill is passed over."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def plot_loss(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
+    """Draws training and validation loss (nats per token) over the steps, with dashed baselines."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(metrics)
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
+    for key, label, style in (("train_loss", "training", "-"), ("val_loss", "validation", "o-")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.4, markersize=3.5)
+    for label, value in baselines.items():
+        axes.axhline(value, linestyle="--", linewidth=0.8, color="gray")
+        axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    part = out.with_name("." + out.name)
+    figure.savefig(part, format="png")
+    plt.close(figure)
+    os.replace(part, out)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): how many equally likely tokens the model hesitates between."""
+    return math.exp(min(loss, 700))
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """The loss (nats per token) as bits per byte of text, which compares models with different tokenizers."""
+    return loss / math.log(2) / bytes_per_token
+
+
+def describe_loss(loss: float, bytes_per_token: float) -> str:
+    return f"perplexity {perplexity(loss):.4g}, {bits_per_byte(loss, bytes_per_token):.3f} bits per byte"
+
+
+def baseline_lines(vocab_size: int, unigram: float, bytes_per_token: float) -> list[str]:
+    """What a model that knows nothing, and one that knows only how frequent tokens are, would reach."""
+    return [
+        f"guessing evenly:       loss {math.log(vocab_size):.4f} = ln({vocab_size})",
+        f"knowing frequencies:   loss {unigram:.4f} ({describe_loss(unigram, bytes_per_token)})",
+    ]
+
+
+def size_warning(n_params: int, train_tokens: int) -> str | None:
+    """A sentence when the model has far more parameters than there are tokens to learn from."""
+    if n_params <= 20 * train_tokens:
+        return None
+    return (
+        f"note: {n_params:,} parameters for {train_tokens:,} training tokens: it will memorise them; "
+        "a smaller model.size, some model.dropout or more text will generalise better"
+    )
+
+
+def gib(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def finite(loss: torch.Tensor | float) -> bool:
+    return math.isfinite(float(loss))
