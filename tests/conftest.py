@@ -1,10 +1,22 @@
 """What all tests share: no network, few threads, and the GPT-2 ranks where the machine has them."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# Before any import that reads them: nothing in the tests may look beyond this machine.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from hub_server import HubServer
+
+# Before any import that reads them: nothing in the tests may look beyond this machine. The Hub that huggingface_hub
+# knows is the one in hub_server.py, its cache and its login an empty folder; so what asks the Hub gets a quick answer.
+HUB = HubServer()
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nanogpt-hub-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(name, None)
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -17,6 +29,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub() -> HubServer:
+    """The loopback Hub, empty."""
+    HUB.reset()
+    return HUB
 
 
 @pytest.fixture(scope="session")
