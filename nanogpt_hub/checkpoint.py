@@ -1,0 +1,325 @@
+"""A model folder: the stock Transformers files, written atomically and read strictly.
+
+    save_model("out/mine", model, tokenizer)
+    model, tokenizer = load_model("out/mine")
+
+Safetensors and JSON only: nothing in a folder is ever unpickled or executed, whoever made it. What does not fit is
+refused in one sentence (`CheckpointError`) before any memory is taken for it.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nanogpt_hub.convert import config_from_hf, config_to_hf, match_tensors, state_from_hf, state_to_hf
+from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.tokenizer import Tokenizer
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
+WRAPPERS = ("_orig_mod", "module")  # torch.compile; DistributedDataParallel and its kin
+ITEM_SIZE = {"F32": 4, "BF16": 2, "F16": 2}  # the dtypes that are loaded
+MAX_HEADER = 16 * 2**20  # bytes; a thousand layers fit many times
+MAX_JSON = 16 * 2**20
+
+
+class CheckpointError(ValueError):
+    """A folder that is no model of ours, or not one that can be trusted; the message says what to do."""
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def save_model(
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Tokenizer | None = None,
+    *,
+    generation_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes the folder that Transformers, this project and the tools around them load, and returns its path.
+
+    The GPT inside any wrappers (compile, DDP) is saved, in its own dtype or in `dtype`. `generation_config` is added
+    to the defaults of generation_config.json. Everything is first written beside the folder; a new folder then appears
+    at once, an existing one file by file, the weights last. Other files, such as README.md, are left alone. One writer
+    at a time. CheckpointError when the tokenizer has more ids than the model; OSError when the disk is full.
+    """
+    folder, gpt = Path(folder), unwrap(model)
+    config = gpt.config
+    _check_vocabulary(config, tokenizer)
+    dtype = dtype or gpt.wte.weight.dtype
+    eot = tokenizer.eot_id if tokenizer else None
+    generation = default_generation_config(config, tokenizer) | dict(generation_config or {})
+    content = config_to_hf(
+        config,
+        bos_token_id=generation.get("bos_token_id", eot),
+        eos_token_id=generation.get("eos_token_id", eot),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    staging = folder.with_name(f".{folder.name}.saving")
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
+    staging.mkdir(parents=True)
+    try:
+        for name, data in (("config.json", content), ("generation_config.json", generation)):
+            _write(staging / name, json.dumps(data, indent=2) + "\n")
+        if tokenizer:
+            tokenizer.save(staging)
+        _write_weights(staging, config, clean_state(gpt), dtype)
+        _publish(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def unwrap(model: nn.Module) -> GPT:
+    """The GPT inside any nesting of torch.compile and DDP. TypeError where there is none."""
+    inner = model
+    while not isinstance(inner, GPT):
+        wrapped = next((w for w in WRAPPERS if isinstance(getattr(inner, w, None), nn.Module)), None)
+        if wrapped is None:
+            raise TypeError(f"a {type(model).__name__} holds no GPT; pass the model, wrapped or not")
+        inner = getattr(inner, wrapped)
+    return inner
+
+
+def clean_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict by the names of GPT, also where the whole model or single blocks are wrapped."""
+    return {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def default_generation_config(config: GPTConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Sampling defaults, by the stock keys that Transformers, vLLM and the app read."""
+    vocab = tokenizer.vocab_size if tokenizer else config.vocab_size
+    result = dict(do_sample=True, temperature=0.8, top_k=min(200, vocab), max_new_tokens=300)
+    if tokenizer is not None and tokenizer.eot_id is not None:
+        result |= dict(bos_token_id=tokenizer.eot_id, eos_token_id=tokenizer.eot_id)
+    return result
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> Path:
+    """Writes a whole file or none of it: a reader or a kill sees the old content or the new one. Text is UTF-8."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write(aside, data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _write(path: Path, data: str | bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_weights(folder: Path, config: GPTConfig, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state_to_hf(config, state).items()
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / WEIGHTS)  # the library's 0600 ignores the umask
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    """Moves the finished files to where they belong, so that no moment shows half a file."""
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == WEIGHTS, name))
+    for name in names:
+        _sync(staging / name)
+    if not folder.exists():
+        os.rename(staging, folder)
+        _sync(folder.parent)
+        return
+    for name in names:
+        os.replace(staging / name, folder / name)
+    _sync(folder)
+    for path in folder.iterdir():
+        if path.name == INDEX or SHARD.fullmatch(path.name):
+            path.unlink()  # a sharded model that this one replaces
+
+
+def _sync(path: Path) -> None:
+    """Puts a file, or a folder's list of names, on the disk. Windows knows no such thing for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[GPT, Tokenizer | None]:
+    """The model of a folder, in eval mode, and its tokenizer (None where there is no tokenizer.json).
+
+    Weights may be one safetensors file or shards with an index, float32, bfloat16 or float16. They become float32
+    unless `dtype` says otherwise: exact, fit to train on, and on CPUs no slower than half precision. CheckpointError
+    names the first thing that is wrong: a key of the config that asks for what this project does not have, a tensor
+    that is missing, unknown, misshapen or not finite, a tokenizer with more ids than the model.
+    """
+    folder = Path(folder)
+    try:
+        config = read_config(folder)
+        headers = {path: read_header(path) for path in weight_files(folder)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, header in headers.items():
+            twice = shapes.keys() & header.keys()
+            if twice:
+                raise CheckpointError(f"tensor {min(twice)!r} is in {path.name} and in another file")
+            shapes |= header
+        match_tensors(config, shapes)  # before anything is allocated
+        tensors: dict[str, Tensor] = {}
+        for path in headers:
+            tensors |= _read_tensors(path, torch.device(device), dtype or torch.float32)
+        model = _assemble(config, tensors)
+        tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+        _check_vocabulary(config, tokenizer)
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load {folder}: {error}") from error
+    return model, tokenizer
+
+
+def read_config(folder: str | Path) -> GPTConfig:
+    """The shape of the model in a folder, without its weights. ValueError where it is none of ours."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError("there is no config.json; give the path of a model folder, such as out/NAME/best")
+    return config_from_hf(read_json(path))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file from anywhere. CheckpointError for a file that is huge, malformed or ambiguous."""
+    path = Path(path)
+    if path.stat().st_size > MAX_JSON:
+        raise CheckpointError(f"{path.name} has {path.stat().st_size:,} bytes; at most {MAX_JSON:,} are read")
+    return _parse_json(path.read_bytes(), path.name)
+
+
+def _parse_json(data: bytes, name: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a key is there twice")
+        return content
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        content = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name} holds a {type(content).__name__} where a JSON object belongs")
+    return content
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files that make up a folder's weights. CheckpointError where there are none that can be read."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        files = read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
+        bad = [name for name in names if not PLAIN_NAME.fullmatch(name)]
+        if bad or not names:
+            raise CheckpointError(f"{INDEX} must name safetensors files in its own folder, not {bad or 'none'}")
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise CheckpointError(
+            f"there are only pickled weights, which may run code when opened and are never read; make a {WEIGHTS} "
+            f"where you trust them: AutoModelForCausalLM.from_pretrained(PATH).save_pretrained(NEW_PATH)"
+        )
+    raise CheckpointError(f"there are no weights; {WEIGHTS} or {INDEX} must be in the folder")
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a safetensors file, from its header alone, checked against the file's size.
+
+    The library's own reader takes headers of 100 MB and duplicate names; this one is stricter. CheckpointError.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing or not a regular file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path.name} is no complete safetensors file: fetch or save it again")
+        header = _parse_json(file.read(length), f"the header of {path.name}")
+    header.pop("__metadata__", None)
+    total = sum(_tensor_bytes(path, name, entry) for name, entry in header.items())
+    if size != 8 + length + total:
+        raise CheckpointError(
+            f"{path.name} has {size:,} bytes where its header announces {8 + length + total:,}; fetch or save it again"
+        )
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _tensor_bytes(path: Path, name: str, entry: Any) -> int:
+    """The bytes that a header's entry stands for; its offsets are checked by the library when it opens the file."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
+        raise CheckpointError(f"{path.name} has a malformed entry for tensor {name[:80]!r}")
+    if entry.get("dtype") not in ITEM_SIZE:
+        raise CheckpointError(f"tensor {name!r} is {entry.get('dtype')!r}; {', '.join(ITEM_SIZE)} can be loaded")
+    return math.prod(shape) * ITEM_SIZE[entry["dtype"]]
+
+
+def _read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of one file as private copies: the file may change or vanish afterwards."""
+    tensors = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            tensor = file.get_tensor(name)
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"tensor {name!r} holds values that are not finite; the training had diverged")
+            tensors[name] = tensor.to(device, dtype, copy=True)
+    return tensors
+
+
+def _assemble(config: GPTConfig, tensors: dict[str, Tensor]) -> GPT:
+    """A GPT around the family's tensors, without initialising weights that are replaced at once."""
+    with torch.device("meta"):
+        model = GPT(config)
+    model.load_state_dict({k: v.contiguous() for k, v in state_from_hf(config, tensors).items()}, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.wte.weight
+    return model.eval()
+
+
+def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:
+    """More model ids than tokenizer ids are padding; the reverse would index past the embedding."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer ({tokenizer.kind}) has {tokenizer.vocab_size} ids, but the model's vocab_size is "
+            f"{config.vocab_size}: they do not belong together"
+        )
+
+
+def file_sizes(folder: str | Path) -> dict[str, int]:
+    """Bytes of each file in a folder, those in subfolders included, by its path within."""
+    folder = Path(folder)
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}

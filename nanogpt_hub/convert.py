@@ -1,0 +1,502 @@
+"""Two-way tables between our core and the families that Transformers has: gpt2, gpt_neox, llama, nanochat.
+
+Pure functions on dictionaries; files are checkpoint.py's business. What a config says decides what is written:
+
+    family_of(config)                  -> ("gpt2", "")  or  ("nanogpt_hub", "why no stock family fits")
+    config_to_hf(config)               -> the content of config.json          config_from_hf(content) -> GPTConfig
+    state_to_hf(config, state_dict)    -> tensors as the family names them    state_from_hf(config, tensors) -> ours
+
+A family may always store a parameter that our config leaves out (GPT-2 has a bias everywhere). It is then written as
+zeros (norm weights: ones) and declared absent by a key that Transformers ignores, such as `"mlp_bias": false`.
+
+Adding a family: one entry in FAMILIES, a parity test, and where its tensor layout is new, `split_tensor` and
+`join_tensors`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from nanogpt_hub.model import GPT, GPTConfig
+
+OWN_TYPE = "nanogpt_hub"  # model_type of the combinations that no stock family expresses; loads here only
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One stock model type: what it can express, how it spells our fields, what it calls our tensors."""
+
+    architecture: str
+    only: dict[str, tuple]  # our field -> the values that the family has; fields not named are free
+    stored: tuple[str, ...]  # our fields whose parameters the family stores even where we have none
+    keys: dict[str, tuple[str, ...]]  # our field -> their keys; all are written, the first one present is read
+    rope_keys: dict[str, str]  # our field -> its spelling before Transformers 5
+    missing: dict[str, Any]  # our field -> what a config without the key means in Transformers
+    activations: dict[str, str]  # their name -> ours; of several, the first is written
+    layout: str  # conv1d: matrices are (in, out). Of c_attn's rows, per_head: q, k, v of one head after the other;
+    # split: q, k, v are three tensors; turned: and the halves of each q and k head are exchanged (see swap_halves)
+    prefix: str  # of all tensors but the head; files made by the bare model lack it
+    head: str  # their name of lm_head
+    names: dict[str, tuple[str, ...]]  # our module -> theirs, * for the layer; several: our rows, one after the other
+
+
+GELUS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2", "gelu_pytorch_tanh": "gelu_tanh",
+         "gelu_fast": "gelu_tanh", "gelu_python": "gelu"}  # fmt: skip
+PLAIN = dict(qk_norm=(False,), embd_norm=(False,), logit_softcap=(0.0,))
+SHAPE_KEYS = dict(
+    vocab_size=("vocab_size",), block_size=("max_position_embeddings",), n_layer=("num_hidden_layers",),
+    n_head=("num_attention_heads",), n_embd=("hidden_size",), n_inner=("intermediate_size",),
+    activation=("hidden_act",), tie_word_embeddings=("tie_word_embeddings",), attn_bias=("attention_bias",),
+)  # fmt: skip
+LLAMA_NAMES = {
+    "wte": ("embed_tokens",),
+    "h.*.attn.c_attn": ("layers.*.self_attn.q_proj", "layers.*.self_attn.k_proj", "layers.*.self_attn.v_proj"),
+    "h.*.attn.c_proj": ("layers.*.self_attn.o_proj",),
+    "lm_head": ("lm_head",),
+}
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        only=dict(position=("learned",), norm=("layer",), activation=("gelu", "gelu_tanh", "relu2"),
+                  parallel_residual=(False,), **PLAIN),
+        stored=("attn_bias", "mlp_bias", "norm_weight", "norm_bias"),
+        keys=dict(
+            vocab_size=("vocab_size",), block_size=("n_positions", "n_ctx"), n_layer=("n_layer",), n_head=("n_head",),
+            n_embd=("n_embd",), n_inner=("n_inner",), norm_eps=("layer_norm_epsilon",),
+            activation=("activation_function",), tie_word_embeddings=("tie_word_embeddings",),
+            dropout=("resid_pdrop", "embd_pdrop", "attn_pdrop"), attn_bias=("attn_bias",), mlp_bias=("mlp_bias",),
+            norm_weight=("norm_weight",), norm_bias=("norm_bias",),
+        ),
+        rope_keys={},
+        missing=dict(vocab_size=50257, activation="gelu_new", dropout=0.1),
+        activations=GELUS,
+        layout="conv1d",
+        prefix="transformer.",
+        head="lm_head",
+        names={
+            name: (name,)
+            for name in ("wte", "wpe", "h.*.ln_1", "h.*.attn.c_attn", "h.*.attn.c_proj", "h.*.ln_2", "h.*.mlp.c_fc",
+                         "h.*.mlp.c_proj", "ln_f", "lm_head")
+        },
+    ),
+    "gpt_neox": Family(
+        architecture="GPTNeoXForCausalLM",
+        only=dict(position=("rotary",), norm=("layer",), activation=("gelu", "gelu_tanh", "relu2"), **PLAIN),
+        stored=("mlp_bias", "norm_weight", "norm_bias"),
+        keys=dict(
+            **SHAPE_KEYS, norm_eps=("layer_norm_eps",), parallel_residual=("use_parallel_residual",),
+            dropout=("hidden_dropout", "attention_dropout"), mlp_bias=("mlp_bias",), norm_weight=("norm_weight",),
+            norm_bias=("norm_bias",),
+        ),
+        rope_keys=dict(rope_theta="rotary_emb_base", rotary_fraction="rotary_pct"),
+        missing=dict(vocab_size=50432, block_size=2048, n_layer=44, n_head=64, n_embd=6144, n_inner=24576,
+                     activation="gelu", tie_word_embeddings=False, parallel_residual=True, rotary_fraction=0.25),
+        activations=GELUS,
+        layout="per_head",
+        prefix="gpt_neox.",
+        head="embed_out",
+        names={
+            "wte": ("embed_in",),
+            "h.*.ln_1": ("layers.*.input_layernorm",),
+            "h.*.attn.c_attn": ("layers.*.attention.query_key_value",),
+            "h.*.attn.c_proj": ("layers.*.attention.dense",),
+            "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+            "h.*.mlp.c_fc": ("layers.*.mlp.dense_h_to_4h",),
+            "h.*.mlp.c_proj": ("layers.*.mlp.dense_4h_to_h",),
+            "ln_f": ("final_layer_norm",),
+            "lm_head": ("embed_out",),
+        },
+    ),
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        only=dict(position=("rotary",), rotary_fraction=(1.0,), norm=("rms",), norm_bias=(False,),
+                  activation=("swiglu",), parallel_residual=(False,), **PLAIN),
+        stored=("norm_weight",),
+        keys=dict(
+            **SHAPE_KEYS, n_kv_head=("num_key_value_heads",), norm_eps=("rms_norm_eps",), mlp_bias=("mlp_bias",),
+            norm_weight=("norm_weight",), dropout=("attention_dropout",),
+        ),
+        rope_keys=dict(rope_theta="rope_theta"),
+        missing=dict(vocab_size=32000, block_size=2048, n_layer=32, n_head=32, n_embd=4096, n_inner=11008,
+                     norm_eps=1e-6, activation="silu", tie_word_embeddings=False, attn_bias=False, mlp_bias=False),
+        activations={"silu": "swiglu", "swish": "swiglu"},
+        layout="split",
+        prefix="model.",
+        head="lm_head",
+        names={
+            **LLAMA_NAMES,
+            "h.*.ln_1": ("layers.*.input_layernorm",),
+            "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+            "h.*.mlp.c_fc": ("layers.*.mlp.up_proj",),
+            "h.*.mlp.c_gate": ("layers.*.mlp.gate_proj",),
+            "h.*.mlp.c_proj": ("layers.*.mlp.down_proj",),
+            "ln_f": ("norm",),
+        },
+    ),
+    "nanochat": Family(
+        architecture="NanoChatForCausalLM",
+        only=dict(position=("rotary",), rotary_fraction=(1.0,), norm=("rms",), norm_weight=(False,),
+                  norm_bias=(False,), activation=("relu2", "gelu", "gelu_tanh"), mlp_bias=(False,),
+                  parallel_residual=(False,), qk_norm=(True,), embd_norm=(True,)),
+        stored=(),
+        keys=dict(
+            **SHAPE_KEYS, n_kv_head=("num_key_value_heads",), norm_eps=("rms_norm_eps",),
+            logit_softcap=("final_logit_softcapping",), dropout=("attention_dropout",),
+        ),
+        rope_keys=dict(rope_theta="rope_theta"),
+        missing=dict(vocab_size=50304, block_size=2048, n_head=6, n_inner=8192, norm_eps=1e-6, activation="relu2",
+                     attn_bias=False, tie_word_embeddings=False, logit_softcap=15.0),
+        activations=GELUS,
+        layout="turned",
+        prefix="model.",
+        head="lm_head",
+        names={**LLAMA_NAMES, "h.*.mlp.c_fc": ("layers.*.mlp.fc1",), "h.*.mlp.c_proj": ("layers.*.mlp.fc2",)},
+    ),
+}  # fmt: skip
+
+# Keys of a foreign config that change what is computed, with the values that leave it alone. Anything else is refused:
+# a model must never load as something that it is not. (Keys that only matter in training are not listed.)
+HARMLESS: dict[str, tuple] = {
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "quantization_config": (None,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "partial_rotary_factor": (None, 1.0),
+}
+# Bounds that no real model of these families reaches: a config from anywhere is checked before anything is built.
+LIMITS: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 10_000_000), "block_size": (1, 16_777_216), "n_layer": (1, 1000), "n_head": (1, 65_536),
+    "n_kv_head": (0, 65_536), "n_embd": (1, 65_536), "n_inner": (0, 1_048_576), "rope_theta": (1e-3, 1e12),
+    "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6),
+}  # fmt: skip
+MAX_PARAMETERS = 10**12
+BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # masks and tables, no weights
+
+
+# Configs -------------------------------------------------------------------------------------------------------------
+
+
+def family_of(config: GPTConfig) -> tuple[str, str]:
+    """The model type that expresses `config`, and "", or OWN_TYPE and the fields that rule the nearest family out."""
+    obstacles = {name: _obstacles(family, config) for name, family in FAMILIES.items()}
+    nearest = min(obstacles, key=lambda name: len(obstacles[name]))
+    if not obstacles[nearest]:
+        return nearest, ""
+    return OWN_TYPE, f"{' and '.join(obstacles[nearest])}: {nearest}, the nearest stock family, has no such thing"
+
+
+def _obstacles(family: Family, config: GPTConfig) -> list[str]:
+    """The fields of `config`, as `name=value`, that the family cannot express."""
+    found = [f"{name}={getattr(config, name)}" for name, ok in family.only.items() if getattr(config, name) not in ok]
+    if "n_kv_head" not in family.keys and config.kv_heads != config.n_head:
+        found.append(f"n_kv_head={config.n_kv_head}")
+    return found
+
+
+def config_to_hf(
+    config: GPTConfig, *, bos_token_id: int | None = None, eos_token_id: int | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
+    """What config.json holds: the spellings of Transformers 5 and, beside them, those that older readers look for.
+
+    Token ids are written even when None: a family's default may lie outside a small vocabulary.
+    """
+    model_type, _ = family_of(config)
+    common = dict(model_type=model_type, bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=None,
+                  dtype=dtype, torch_dtype=dtype, use_cache=True)  # fmt: skip
+    if model_type == OWN_TYPE:
+        return common | {f.name: getattr(config, f.name) for f in fields(config) if f.name != "init"}
+    family = FAMILIES[model_type]
+    result = {"architectures": [family.architecture], **common}
+    values = {name: getattr(config, name) for name in family.keys}
+    values["n_inner"] = config.ffn_width
+    values["activation"] = next(theirs for theirs, ours in family.activations.items() if ours == config.activation)
+    if "n_kv_head" in values:
+        values["n_kv_head"] = config.kv_heads
+    if "logit_softcap" in values:
+        values["logit_softcap"] = config.logit_softcap or None
+    for name, keys in family.keys.items():
+        if not (name in family.stored and values[name]):  # what the family always has needs no key
+            result |= dict.fromkeys(keys, values[name])
+    if family.rope_keys:
+        result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+        if "rotary_fraction" in family.rope_keys:
+            result["rope_parameters"]["partial_rotary_factor"] = config.rotary_fraction
+        result |= {key: getattr(config, name) for name, key in family.rope_keys.items()}
+    return result
+
+
+def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
+    """The GPTConfig of a config.json. ValueError names the key that is wrong, or that asks for what we do not have.
+
+    A missing key means what it means in Transformers; keys that change nothing in the computation are ignored, and so
+    is `auto_map`: code that a repository brings along is never run. Dropout is read from the residual branches' key
+    (llama, nanochat: attention's). `init` is not stored.
+    """
+    model_type = content.get("model_type")
+    if model_type == OWN_TYPE:
+        return _own_config(content)
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join([*FAMILIES, OWN_TYPE])
+        raise ValueError(f"model_type is {model_type!r}; this project loads {known}")
+    family = FAMILIES[model_type]
+    _refuse_foreign_features(content)
+    values = {name: allowed[0] for name, allowed in family.only.items() if len(allowed) == 1}
+    for name, keys in family.keys.items():
+        given = [key for key in keys if key in content]
+        values[name] = content[given[0]] if given else family.missing.get(name, getattr(GPTConfig, name))
+        if values[name] is None and name in ("n_inner", "n_kv_head", "logit_softcap"):
+            values[name] = 0  # null is their way to say "the usual width", "as many as heads", "none"
+    values |= _rope_values(content, family)
+    activation = values["activation"]
+    if not isinstance(activation, str) or activation not in family.activations:
+        raise ValueError(
+            f"{family.keys['activation'][0]} is {activation!r}; this project knows {', '.join(family.activations)}"
+        )
+    values["activation"] = family.activations[activation]
+    config = _checked_config(values, {name: keys[0] for name, keys in family.keys.items()})
+    if content.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(
+            f"head_dim is {content['head_dim']!r}; this project has heads of hidden_size / num_attention_heads, "
+            f"here {config.head_dim}"
+        )
+    return config
+
+
+def _own_config(content: Mapping[str, Any]) -> GPTConfig:
+    """Our own model type: the fields of GPTConfig by their names. A field we do not know may change the computation."""
+    ours = {f.name for f in fields(GPTConfig)} - {"init"}
+    housekeeping = {"model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
+                    "torch_dtype", "use_cache", "transformers_version", "_name_or_path"}  # fmt: skip
+    unknown = sorted(set(content) - ours - housekeeping)
+    if unknown:
+        raise ValueError(f"config.json has {unknown[0]!r}, which this version of nanogpt_hub does not know; update it")
+    return _checked_config({name: content[name] for name in ours & set(content)}, {})
+
+
+def _refuse_foreign_features(content: Mapping[str, Any]) -> None:
+    for key, harmless in HARMLESS.items():
+        if key in content and content[key] not in harmless:
+            raise ValueError(f"{key} is {content[key]!r}; this project has only {key} = {harmless[0]!r}")
+    windowed = content.get("sliding_window") is not None and content.get("use_sliding_window") is not False
+    if windowed or content.get("use_sliding_window"):
+        raise ValueError(f"sliding_window is {content.get('sliding_window')!r}; this project attends to all tokens")
+    layer_types = content.get("layer_types") or []
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
+        raise ValueError(f"layer_types is {layer_types!r}; this project has only full_attention")
+
+
+def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """rope_theta and rotary_fraction, from the nested spelling or the older flat one. Scaled rotary is refused."""
+    nested = {}
+    for key in ("rope_scaling", "rope_parameters"):  # the first one given counts, as in Transformers
+        given = content.get(key) or {}
+        kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, dict) else given
+        if kind != "default":
+            raise ValueError(f"{key} is {given!r}; this project has only plain rotary positions (rope_type default)")
+        nested = nested or given
+    values = {}
+    for name, old_key in family.rope_keys.items():
+        key = {"rope_theta": "rope_theta", "rotary_fraction": "partial_rotary_factor"}[name]
+        usual = family.missing.get(name, getattr(GPTConfig, name))
+        values[name] = nested.get(key, content.get(old_key, usual))
+    if "rotary_fraction" not in family.rope_keys and nested.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor is {nested['partial_rotary_factor']!r}; this family rotates whole heads"
+        )
+    return values
+
+
+def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfig:
+    """A GPTConfig of untrusted `values`: types and bounds first, then its own checks, then the size as a whole."""
+    hints = get_type_hints(GPTConfig)
+    for name, value in values.items():
+        _check_value(spelled.get(name, name), value, hints[name], *LIMITS.get(name, (-math.inf, math.inf)))
+        if hints[name] is float:
+            values[name] = float(value)
+    config = GPTConfig(**values)
+    size = config.vocab_size * config.n_embd + config.n_layer * config.n_embd * (4 * config.n_embd + config.ffn_width)
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"the config asks for {size:.1e} parameters; at most {MAX_PARAMETERS:.0e} are loaded")
+    # 0 stands for the usual, so that a config equals itself after a round trip
+    if config.n_kv_head == config.n_head:
+        config = replace(config, n_kv_head=0)
+    usual = replace(config, n_inner=0)
+    return usual if usual.ffn_width == config.ffn_width else config
+
+
+def _check_value(key: str, value: Any, kind: Any, low: float, high: float) -> None:
+    """ValueError unless `value` is of the declared kind and within [low, high]."""
+    if kind is bool or get_args(kind):
+        wanted = bool if kind is bool else str
+        if not isinstance(value, wanted):
+            raise ValueError(f"{key} is {value!r}; it must be {'true or false' if wanted is bool else 'a string'}")
+        return
+    allowed = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ValueError(f"{key} is {str(value)[:80]!r}; it must be {'an integer' if kind is int else 'a number'}")
+    if not (math.isfinite(value) if isinstance(value, float) else True) or not low <= value <= high:
+        raise ValueError(f"{key} is {str(value)[:80]}; it must be finite, from {low:g} to {high:g}")
+
+
+# Tensors -------------------------------------------------------------------------------------------------------------
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Our tensors and their shapes, a tied head left out, without allocating any of them."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def expected_tensors(config: GPTConfig) -> dict[str, Shape]:
+    """The tensors that a model folder of this config holds, by the names in the file, with their shapes."""
+    state = {name: torch.empty(shape, device="meta") for name, shape in parameter_shapes(config).items()}
+    return {name: tuple(tensor.shape) for name, tensor in state_to_hf(config, state).items()}
+
+
+def state_to_hf(config: GPTConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict as the family's tensors. Some share memory with ours; a tied head is left out."""
+    state = {name: t for name, t in state.items() if not (config.tie_word_embeddings and name == "lm_head.weight")}
+    family = FAMILIES.get(family_of(config)[0])
+    if family is None:
+        return state
+    like, result = state["wte.weight"], {}
+    for name, shape in _stored_shapes(config, family).items():
+        absent = float(name.endswith("weight"))  # a norm without weight is one with weight 1
+        tensor = state[name] if name in state else torch.full(shape, absent, dtype=like.dtype, device=like.device)
+        module = _module(name)
+        result |= zip(_their_names(family, name), split_tensor(config, family, module, tensor), strict=True)
+    return result
+
+
+def state_from_hf(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The family's tensors as our state dict, strictly: ValueError for any that is missing, unknown or misshapen.
+
+    Also for one that the config declares absent but is not all zero (norm weights: one), and for a tied head that
+    differs from the embedding.
+    """
+    given = match_tensors(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    family = FAMILIES.get(family_of(config)[0])
+    if family is None:
+        state = {name: tensors[name] for name in given}
+    else:
+        state = {}
+        for name in _stored_shapes(config, family):
+            parts = [tensors[given[theirs]] for theirs in _their_names(family, name)]
+            state[name] = join_tensors(config, family, _module(name), parts)
+        for name in state.keys() - parameter_shapes(config).keys():
+            neutral = float(name.endswith("weight"))
+            if not bool((state.pop(name) == neutral).all()):
+                raise ValueError(f"the config declares {name} absent, but the file's is not all {neutral:g}")
+    if config.tie_word_embeddings:
+        head = given.get(f"{family.head if family else 'lm_head'}.weight")
+        if head is not None and not torch.equal(tensors[head], state["wte.weight"]):
+            raise ValueError(f"{head} differs from the embedding, but the config ties them (tie_word_embeddings)")
+        state["lm_head.weight"] = state["wte.weight"]
+    return state
+
+
+def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """Expected name -> the name under which a file with tensors of these `shapes` has it.
+
+    Files without the family's prefix, with mask buffers, or with a copy of a tied head are fine. ValueError otherwise.
+    """
+    family = FAMILIES.get(family_of(config)[0])
+    expected = expected_tensors(config)
+    head = f"{family.head if family else 'lm_head'}.weight"
+    optional = {head: (config.vocab_size, config.n_embd)} if config.tie_word_embeddings else {}
+    found: dict[str, str] = {}
+    for name, shape in shapes.items():
+        if family and BUFFERS.search(name):
+            continue
+        full = _full_name(family, name)
+        wanted = expected.get(full, optional.get(full))
+        if wanted is None or full in found:
+            raise ValueError(
+                f"tensor {name!r} is {'there twice' if wanted else 'not part of the model in config.json'}"
+            )
+        if tuple(shape) != wanted:
+            raise ValueError(f"tensor {name!r} has shape {list(shape)}; config.json asks for {list(wanted)}")
+        found[full] = name
+    lacking = sorted(expected.keys() - found.keys())
+    if lacking:
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise ValueError(f"tensor {lacking[0]!r}{more} is missing from the weights")
+    return found
+
+
+def _full_name(family: Family | None, name: str) -> str:
+    """A name as the family writes it now: with its prefix, and the head by its usual name."""
+    if family is None or name.startswith(family.prefix):
+        return name
+    if name in (f"{family.head}.weight", "lm_head.weight"):
+        return f"{family.head}.weight"
+    return family.prefix + name
+
+
+def _stored_shapes(config: GPTConfig, family: Family) -> dict[str, Shape]:
+    """Our names and shapes of all that the family stores, what it always stores included."""
+    return parameter_shapes(replace(config, **dict.fromkeys(family.stored, True)))
+
+
+def _module(name: str) -> str:
+    """h.3.mlp.c_fc.weight -> h.*.mlp.c_fc"""
+    return re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0]
+
+
+def _their_names(family: Family, name: str) -> list[str]:
+    """The family's names of our tensor `name`, in the order in which its rows are split."""
+    layer, kind = re.search(r"\d+|$", name).group(), name.rpartition(".")[2]
+    module = _module(name)
+    prefix = "" if module == "lm_head" else family.prefix
+    return [f"{prefix}{theirs.replace('*', layer)}.{kind}" for theirs in family.names[module]]
+
+
+def split_tensor(config: GPTConfig, family: Family, module: str, tensor: Tensor) -> list[Tensor]:
+    """Our tensor in the family's layout, in as many parts as the family has names for it."""
+    if family.layout == "conv1d":
+        return [tensor.T if module.startswith("h.") and tensor.dim() == 2 else tensor]
+    if not module.endswith("c_attn"):
+        return [tensor]
+    heads = tensor.unflatten(0, (-1, config.head_dim))  # (H + 2G, D, ...)
+    if family.layout == "per_head":
+        return [heads.unflatten(0, (3, -1)).transpose(0, 1).reshape(tensor.shape)]
+    q, k, v = heads.split((config.n_head, config.kv_heads, config.kv_heads))
+    if family.layout == "turned":
+        q, k = swap_halves(q), swap_halves(k)
+    return [part.flatten(0, 1) for part in (q, k, v)]
+
+
+def join_tensors(config: GPTConfig, family: Family, module: str, parts: list[Tensor]) -> Tensor:
+    """The inverse of `split_tensor`: the family's parts as our tensor."""
+    tensor = parts[0]
+    if family.layout == "conv1d":
+        return tensor.T if module.startswith("h.") and tensor.dim() == 2 else tensor
+    if not module.endswith("c_attn"):
+        return tensor
+    if family.layout == "per_head":
+        return tensor.unflatten(0, (-1, 3, config.head_dim)).transpose(0, 1).reshape(tensor.shape)
+    if family.layout == "turned":
+        turned = [swap_halves(part.unflatten(0, (-1, config.head_dim))).flatten(0, 1) for part in parts[:2]]
+        parts = [*turned, parts[2]]
+    return torch.cat(parts)
+
+
+def swap_halves(heads: Tensor) -> Tensor:
+    """Heads (n, D, ...) with the halves of D exchanged. Queries and keys alike, so that their products stay.
+
+    NanoChat turns its pairs the other way round than we do: (x1 cos + x2 sin, x2 cos - x1 sin). That is our rotation of
+    (x2, x1).
+    """
+    return heads.roll(heads.size(1) // 2, dims=1)
