@@ -1,4 +1,4 @@
-"""What the run computes on: device and precision chosen and explained, its matrix rate, and whether the run will fit."""
+"""What the run computes on: device and precision, chosen and explained, the matrix rate, and the memory it takes."""
 
 import os
 import platform
@@ -62,7 +62,7 @@ def matmul_flops(device: str, precision: str) -> float:
     n = {"cuda": 8192, "mps": 4096}.get(device, 1024)
     a = torch.randn(n, n, device=device, dtype=DTYPES[precision])
     best = float("inf")
-    for _ in range(4):
+    for _ in range(12):  # the first ones warm up
         synchronize(device)
         start = time.perf_counter()
         torch.mm(a, a)
@@ -80,7 +80,7 @@ def synchronize(device: str) -> None:
 
 
 def flops_per_token(config: GPTConfig, n_params_in_products: int) -> float:
-    """Floating-point operations of a training token, forward and backward, as counted in arXiv:2204.02311, appendix B."""
+    """Floating-point operations of a training token, forward and backward, counted as in arXiv:2204.02311, B."""
     return 6 * n_params_in_products + 12 * config.n_layer * config.n_embd * config.block_size
 
 

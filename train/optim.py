@@ -86,7 +86,9 @@ class MuonAdamW(torch.optim.AdamW):
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         same_shape = defaultdict(list)  # views of parameters and their updates, stacked by shape
         for p, grad in zip(params, grads, strict=True):
-            for part, update in zip(p.split(group["parts"] or len(p)), grad.split(group["parts"] or len(p)), strict=True):
+            for part, update in zip(
+                p.split(group["parts"] or len(p)), grad.split(group["parts"] or len(p)), strict=True
+            ):
                 same_shape[part.shape].append((part, update))
         for (rows, columns), pairs in same_shape.items():
             updates = orthogonalise(torch.stack([update for _, update in pairs]))
@@ -96,7 +98,7 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
-    """The run's optimizer. Matrices and embeddings decay, norms and biases do not; each group's peak rate is `peak_lr`."""
+    """The run's optimizer. Matrices and embeddings decay, norms and biases do not; `peak_lr` is a group's full rate."""
     named = dict(model.named_parameters())
     muon = {n for n, p in named.items() if config.name == "muon" and n.startswith("h.") and p.ndim == 2}
     groups = []
@@ -146,4 +148,6 @@ def load_optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer, tensors
             raise ValueError(f"the training state has {full_name!r}, but the model has no parameter {name!r}")
         p = named[name]
         # AdamW's counter stays where its step reads it; moments live beside their parameter.
-        optimizer.state[p][key] = value.clone() if key == "step" and p.device.type == "cpu" else value.to(p.device).clone()
+        optimizer.state[p][key] = (
+            value.clone() if key == "step" and p.device.type == "cpu" else value.to(p.device).clone()
+        )

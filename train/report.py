@@ -5,8 +5,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
 METRICS = "metrics.jsonl"
 
 
@@ -81,11 +79,11 @@ def describe_loss(loss: float, bytes_per_token: float) -> str:
     return f"perplexity {perplexity(loss):.4g}, {bits_per_byte(loss, bytes_per_token):.3f} bits per byte"
 
 
-def baseline_lines(vocab_size: int, unigram: float, bytes_per_token: float) -> list[str]:
-    """What a model that knows nothing, and one that knows only how frequent tokens are, would reach."""
+def baseline_lines(baselines: dict[str, float], bytes_per_token: float) -> list[str]:
+    """What models that know nothing, or only how frequent each token is, would reach."""
     return [
-        f"guessing evenly:       loss {math.log(vocab_size):.4f} = ln({vocab_size})",
-        f"knowing frequencies:   loss {unigram:.4f} ({describe_loss(unigram, bytes_per_token)})",
+        f"baseline: {name}, loss {loss:.4f} ({describe_loss(loss, bytes_per_token)})"
+        for name, loss in baselines.items()
     ]
 
 
@@ -99,9 +97,6 @@ def size_warning(n_params: int, train_tokens: int) -> str | None:
     )
 
 
-def gib(n: float) -> str:
+def size(n: int) -> str:
+    """Bytes for people."""
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
-
-
-def finite(loss: torch.Tensor | float) -> bool:
-    return math.isfinite(float(loss))

@@ -10,6 +10,7 @@ of (seed, step).
 """
 
 import json
+import os
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,9 @@ def save_state(folder: Path, facts: dict, model: dict[str, Tensor], optimizer: d
         files[name] = f"{name}-{facts['step']:08d}.safetensors"
         part = folder / (files[name] + ".part")
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part)
-        write_atomic(folder / files[name], part)
+        with part.open("rb+") as f:
+            os.fsync(f.fileno())
+        part.replace(folder / files[name])
     write_atomic(folder / "state.json", json.dumps({"format": FORMAT, **facts, "files": files}, indent=2))
     for old in folder.glob("*.safetensors*"):
         if old.name not in files.values():
@@ -46,7 +49,9 @@ def read_facts(folder: Path) -> dict | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a training state ({error}); start anew with --overwrite") from error
     if not known:
-        raise ValueError(f"{path} has format {facts['format']}, this version reads {FORMAT}; start anew with --overwrite")
+        raise ValueError(
+            f"{path} has format {facts['format']}, this version reads {FORMAT}; start anew with --overwrite"
+        )
     return facts
 
 

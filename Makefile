@@ -1,0 +1,58 @@
+# Two commands do everything: `make quickstart` and `make test`. Each target makes the environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: help install dev browser quickstart app test lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## environment with what training, generating and the app need
+
+dev: $(VENV)/.dev ## the same with test tools and linters
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt pyproject.toml
+	@echo "installing into $(VENV) ..."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# The page is tested in a real browser: the system's, else one that apt or playwright can bring.
+browser: $(VENV)/.dev
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	|| $(BIN)/playwright install chromium \
+	|| echo "no browser could be installed: the page's browser tests will skip"
+
+quickstart: $(VENV)/.installed ## train a small GPT on Python's own source, sample from it, say what to do next
+	$(BIN)/python -m train.pretrain configs/quickstart.yaml
+	$(BIN)/nanogpt-hub generate out/quickstart/best --prompt "def " --max-new-tokens 200 --seed 1
+	@echo
+	@echo "Your model is in out/quickstart/best. Next:"
+	@echo "  open the app:          make app"
+	@echo "  train on your text:    $(BIN)/python -m train.pretrain configs/quickstart.yaml --data.source my.txt --out_dir out/my"
+	@echo "  watch how it learned:  out/quickstart/loss.png, out/quickstart/samples/"
+
+app: $(VENV)/.installed ## open the app beside your runs
+	$(BIN)/python app.py --runs out
+
+test: $(VENV)/.dev browser ## all tests (environment, browser and all)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.dev ## the benchmarks, as tables
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and caches, never out/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

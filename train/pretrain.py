@@ -1,0 +1,37 @@
+"""Trains a GPT from scratch.
+
+    python -m train.pretrain configs/quickstart.yaml
+    python -m train.pretrain --data.source my.txt --model.n_layer 6 --max_steps 1000
+    torchrun --nproc_per_node 2 -m train.pretrain configs/shakespeare_char.yaml     (or: accelerate launch -m ...)
+
+The same command again continues a run that was interrupted. `--help` lists every setting.
+"""
+
+import sys
+
+import torch
+from jsonargparse import Namespace
+
+from nanogpt_hub.model import GPT
+from nanogpt_hub.sources import Source
+from nanogpt_hub.tokenizer import Tokenizer
+from train.config import TrainConfig, make_parser
+from train.run import cached_tokenizer
+from train.run import main as run_main
+
+
+def make_model(config: TrainConfig, parsed: Namespace, source: Source) -> tuple[GPT, Tokenizer]:
+    """A freshly initialised model for the text's tokenizer."""
+    tokenizer = cached_tokenizer(config, source)
+    gpt_config = config.model.gpt_config(tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    return GPT(gpt_config), tokenizer
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser("train.pretrain", "Trains a GPT from scratch on text.")
+    return run_main(parser, make_model, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""From a checked config to a finished run: what pre-training and fine-tuning have in common around the loop."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from jsonargparse import ArgumentParser, Namespace
+
+from nanogpt_hub.checkpoint import write_atomic
+from nanogpt_hub.convert import family_of
+from nanogpt_hub.model import GPT
+from nanogpt_hub.sources import Source, cache_root, open_source
+from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
+from train.config import TrainConfig, parse
+from train.data import Batches, EvalWindows, TokenRange, prepare, summary, token_lengths, unigram_loss
+from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
+from train.report import baseline_lines, describe_loss, size, size_warning
+from train.state import read_facts
+from train.trainer import Data, Trainer, TrainingError
+
+# Gives the model and its tokenizer for a config and the opened text.
+MakeModel = Callable[[TrainConfig, Namespace, Source], tuple[GPT, Tokenizer]]
+
+
+def main(parser: ArgumentParser, make_model: MakeModel, argv: list[str] | None = None) -> int:
+    """The whole command: returns its exit status, with a sentence on standard error where it is not 0."""
+    config, parsed = parse(parser, argv)
+    try:
+        return run(config, parsed, parser, make_model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_model: MakeModel) -> int:
+    """Prepares everything, trains, and says what came of it."""
+    out = Path(config.out_dir)
+    facts = find_state(out, parsed)
+    accelerator, device_line = make_accelerator(config)
+    say = accelerator.print
+    say(device_line)
+    source = open_source_of(config)
+    with accelerator.main_process_first():  # the others find the tokenizer and the shards in the cache
+        gpt, tokenizer = make_model(config, parsed, source)
+        data, train, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
+    trainer = Trainer(config, gpt, tokenizer, data, accelerator)
+    if facts is not None:
+        trainer.resume(facts)
+    for line in (*lines, *model_lines(config, gpt, len(train)), *plan_lines(config, trainer)):
+        say(line)
+    if trainer.progress.step >= config.max_steps:
+        say(
+            f"{out} holds this run, finished: {trainer.progress.step} steps, best validation loss "
+            f"{trainer.progress.best_loss:.4f}. Raise --max_steps to go on, or start anew with --overwrite"
+        )
+        return 0
+    if accelerator.is_main_process:
+        prepare_folder(out, parsed, parser, fresh=facts is None)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("nanogpt_hub", config=flat(asdict(config)))
+    trainer.fit()
+    accelerator.end_training()
+    for line in closing_lines(trainer):
+        say(line)
+    return 0
+
+
+def find_state(out: Path, parsed: Namespace) -> dict | None:
+    """The state to go on from, or None for a fresh run. Raises ValueError where the wish and the folder disagree."""
+    if parsed.overwrite:
+        return None
+    facts = read_facts(out / "state")
+    if facts is None and parsed.resume != "auto":
+        raise ValueError(f"there is no training state in {out} to resume; run without --resume to start")
+    if facts is None and (out / "last").exists():
+        raise ValueError(f"{out} holds a model but no training state; choose another --out_dir, or give --overwrite")
+    return facts
+
+
+def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
+    """Accelerate on the device and in the precision that suit, and a line that says which and why."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError("this trainer keeps the whole model on each device; launch without FSDP")
+    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"tracker {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
+    device = choose_device(config.device)
+    precision, reason = choose_precision(config.precision, device)
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=config.trackers or None,
+        project_dir=config.out_dir,
+    )
+    processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    return accelerator, f"device: {device_name(device)}{processes}; precision {precision}: {reason}"
+
+
+def open_source_of(config: TrainConfig) -> Source:
+    d = config.data
+    return open_source(d.source, text_column=d.text_column, config=d.config, split=d.split, revision=d.revision)
+
+
+def open_validation_of(config: TrainConfig) -> Source | None:
+    """The validation text, where it is not the last part of the training text."""
+    d = config.data
+    if not (d.val_source or d.val_split):
+        return None
+    split = d.val_split or d.split
+    return open_source(
+        d.val_source or d.source, text_column=d.text_column, config=d.config, split=split, revision=d.revision
+    )
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    return Path(config.data.cache_dir) if config.data.cache_dir else cache_root() / "tokens"
+
+
+def cached_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
+    """The tokenizer that the config asks for; one that has to be learned from the text is learned once and kept."""
+    spec = config.data.tokenizer
+    if spec != "char" and not spec.startswith("bpe:"):
+        return build_tokenizer(spec, source.texts)
+    folder = cache_folder(config) / "tokenizers" / f"{source.fingerprint[:24]}-{spec.replace(':', '')}"
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    tokenizer = build_tokenizer(spec, source.texts)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    tokenizer.save(part)
+    with contextlib.suppress(OSError):  # another process was faster: the same tokenizer is there
+        part.rename(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    return tokenizer
+
+
+def load_data(
+    config: TrainConfig, source: Source, tokenizer: Tokenizer, gpt: GPT, quiet: bool
+) -> tuple[Data, TokenRange, list[str]]:
+    """Batches and evaluation windows for a model, its training tokens, and lines that describe them."""
+    block_size, vocab_size = gpt.config.block_size, tokenizer.vocab_size
+    corpus = prepare(source, tokenizer, cache_folder(config), quiet)
+    corpus.check_vocab(gpt.config.vocab_size)
+    apart = open_validation_of(config)
+    if apart is None:
+        train, val = corpus.split(config.data.val_fraction, block_size)
+    else:
+        train, val = corpus.tokens(), prepare(apart, tokenizer, cache_folder(config), quiet).tokens()
+    windows = EvalWindows(val, block_size, config.eval.max_windows)
+    unigram = unigram_loss(train, val, vocab_size)
+    data = Data(
+        batches=Batches(train, block_size, config.seed),
+        val=windows.read(),
+        bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
+        baselines={"guessing evenly": math.log(vocab_size), "knowing frequencies": unigram},
+        facts={**corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
+    )
+    return data, train, summary(corpus, train, val, tokenizer)
+
+
+def model_lines(config: TrainConfig, gpt: GPT, n_train: int) -> list[str]:
+    """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
+    cfg = gpt.config
+    family, why = family_of(cfg)
+    lines = [
+        f"model: {gpt.num_params():,} parameters; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}, "
+        f"context {cfg.block_size}; saved as {family}"
+    ]
+    if family == "nanogpt_hub":
+        lines.append(f"note: Transformers has no such model ({why}); the folder loads with nanogpt_hub only")
+    warning = size_warning(gpt.num_params(), n_train)
+    return [*lines, warning] if warning else lines
+
+
+def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
+    """What the run will do, how much memory that takes, and what a loss has to be compared with."""
+    gpt, data = trainer.gpt, trainer.data
+    tokens = config.max_steps * config.batch_size * gpt.config.block_size
+    precision = "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision
+    need = training_bytes(gpt.config, gpt.num_params(), trainer.micro, precision)
+    have = memory_bytes(trainer.device.type)
+    share = f" of {size(have)}" if have else ""
+    accumulation = config.batch_size // (trainer.micro * trainer.world)
+    lines = [
+        f"plan: {config.max_steps:,} steps of {config.batch_size} x {gpt.config.block_size} tokens "
+        f"({accumulation} x {trainer.micro} a process), {tokens:,} in all, "
+        f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
+        f"memory: about {size(need)}{share}",
+        *baseline_lines(data.baselines, data.bytes_per_token),
+    ]
+    if trainer.progress.step:
+        lines.append(f"resuming at step {trainer.progress.step}")
+    return lines
+
+
+def prepare_folder(out: Path, parsed: Namespace, parser: ArgumentParser, fresh: bool) -> None:
+    """Makes the run's folder, empties it of an earlier run's files, and stores the resolved config."""
+    if fresh:
+        for old in ("best", "last", "state", "samples"):
+            shutil.rmtree(out / old, ignore_errors=True)
+    settings = parsed.clone()
+    for key in ("config", "resume", "overwrite"):
+        settings.pop(key, None)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "config.yaml", parser.dump(settings, skip_validation=True))
+
+
+def flat(nested: dict, prefix: str = "") -> dict:
+    """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}, with only what trackers accept."""
+    out = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            out.update(flat(value, f"{prefix}{key}."))
+        elif value is not None:
+            out[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return out
+
+
+def closing_lines(trainer: Trainer) -> list[str]:
+    """Where the result is and what to do with it."""
+    best = trainer.out / "best"
+    quality = describe_loss(trainer.progress.best_loss, trainer.data.bytes_per_token)
+    return [
+        f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
+        f"sample from it: nanogpt-hub generate {best} --prompt {shlex.quote(trainer.prompt)}",
+    ]
