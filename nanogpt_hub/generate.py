@@ -340,12 +340,17 @@ class StopText:
 class Row:
     """One prompt of a batch: its random numbers, its text so far, and whether it is done."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer | None, config: SamplingConfig, stop_tokens: tuple[int, ...]):
-        self.index, self.left, self.stop_tokens = index, config.max_new_tokens, stop_tokens
+    def __init__(self, index: int, prompt: Sequence[int], tokenizer: Tokenizer | None, config: SamplingConfig):
+        eot = tokenizer.eot_id if tokenizer is not None else None
+        self.index, self.left = index, config.max_new_tokens
+        self.stop_tokens = ((eot,) if eot is not None else ()) if config.stop_tokens is None else config.stop_tokens
         self.generator = torch.Generator().manual_seed(config.seed + index)
         self.decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
         self.stop = StopText(config.stop)
         self.finish: Finish | None = None
+        for id in prompt[-8:] if self.decoder else ():  # a decoder may look back: is there a space to strip, an open
+            if id != eot:  # character to complete? End-of-text begins a document and is no text.
+                self.decoder.push(id)
 
     def push(self, drawn: tuple, late: bool) -> Token:
         """The record of a token that was drawn; `late` says that time is up."""
@@ -418,10 +423,7 @@ def stream_tokens(
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size if tokenizer else model.config.vocab_size)
     for prompt in prompts:
         check_ids(prompt, model.config.vocab_size)
-    stop_tokens = config.stop_tokens
-    if stop_tokens is None:
-        stop_tokens = () if tokenizer is None or tokenizer.eot_id is None else (tokenizer.eot_id,)
-    rows = [Row(index, tokenizer, config, stop_tokens) for index in range(len(prompts))]
+    rows = [Row(index, prompt, tokenizer, config) for index, prompt in enumerate(prompts)]
     return _stream(model, prompts, config, rows, vocab_size, alternatives)
 
 
