@@ -13,11 +13,12 @@ Adding a family: one entry in FAMILIES, a parity test, and where its tensor layo
 `join_tensors`.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args, get_type_hints
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -176,7 +177,7 @@ HARMLESS: dict[str, tuple] = {
 LIMITS: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 10_000_000), "block_size": (1, 16_777_216), "n_layer": (1, 1000), "n_head": (1, 65_536),
     "n_kv_head": (0, 65_536), "n_embd": (1, 65_536), "n_inner": (0, 1_048_576), "rope_theta": (1e-3, 1e12),
-    "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6),
+    "rotary_fraction": (0.0, 1.0), "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6), "dropout": (0.0, 1.0),
 }  # fmt: skip
 MAX_PARAMETERS = 10**12
 BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # masks and tables, no weights
@@ -191,7 +192,7 @@ def family_of(config: GPTConfig) -> tuple[str, str]:
     nearest = min(obstacles, key=lambda name: len(obstacles[name]))
     if not obstacles[nearest]:
         return nearest, ""
-    return OWN_TYPE, f"{' and '.join(obstacles[nearest])}: {nearest}, the nearest stock family, has no such thing"
+    return OWN_TYPE, f"{nearest}, the nearest stock family, has no {' and no '.join(obstacles[nearest])}"
 
 
 def _obstacles(family: Family, config: GPTConfig) -> list[str]:
@@ -246,7 +247,7 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
         return _own_config(content)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join([*FAMILIES, OWN_TYPE])
-        raise ValueError(f"model_type is {model_type!r}; this project loads {known}")
+        raise ValueError(f"model_type is {_show(model_type)}; this project loads {known}")
     family = FAMILIES[model_type]
     _refuse_foreign_features(content)
     values = {name: allowed[0] for name, allowed in family.only.items() if len(allowed) == 1}
@@ -259,13 +260,13 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
     activation = values["activation"]
     if not isinstance(activation, str) or activation not in family.activations:
         raise ValueError(
-            f"{family.keys['activation'][0]} is {activation!r}; this project knows {', '.join(family.activations)}"
+            f"{family.keys['activation'][0]} is {_show(activation)}; this project knows {', '.join(family.activations)}"
         )
     values["activation"] = family.activations[activation]
     config = _checked_config(values, {name: keys[0] for name, keys in family.keys.items()})
     if content.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
-            f"head_dim is {content['head_dim']!r}; this project has heads of hidden_size / num_attention_heads, "
+            f"head_dim is {_show(content['head_dim'])}; this project has heads of hidden_size / num_attention_heads, "
             f"here {config.head_dim}"
         )
     return config
@@ -278,20 +279,24 @@ def _own_config(content: Mapping[str, Any]) -> GPTConfig:
                     "torch_dtype", "use_cache", "transformers_version", "_name_or_path"}  # fmt: skip
     unknown = sorted(set(content) - ours - housekeeping)
     if unknown:
-        raise ValueError(f"config.json has {unknown[0]!r}, which this version of nanogpt_hub does not know; update it")
+        raise ValueError(
+            f"config.json has {_show(unknown[0])}, which this version of nanogpt_hub does not know; update it"
+        )
     return _checked_config({name: content[name] for name in ours & set(content)}, {})
 
 
 def _refuse_foreign_features(content: Mapping[str, Any]) -> None:
     for key, harmless in HARMLESS.items():
         if key in content and content[key] not in harmless:
-            raise ValueError(f"{key} is {content[key]!r}; this project has only {key} = {harmless[0]!r}")
-    windowed = content.get("sliding_window") is not None and content.get("use_sliding_window") is not False
-    if windowed or content.get("use_sliding_window"):
-        raise ValueError(f"sliding_window is {content.get('sliding_window')!r}; this project attends to all tokens")
+            raise ValueError(f"{key} is {_show(content[key])}; this project has only {key} = {harmless[0]!r}")
+    window, used = content.get("sliding_window"), content.get("use_sliding_window")
+    if used or (window is not None and used is not False):
+        raise ValueError(
+            f"sliding_window is {_show(window)}, use_sliding_window {_show(used)}; this project attends to all tokens"
+        )
     layer_types = content.get("layer_types") or []
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise ValueError(f"layer_types is {layer_types!r}; this project has only full_attention")
+        raise ValueError(f"layer_types is {_show(layer_types)}; this project has only full_attention")
 
 
 def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -299,9 +304,11 @@ def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
     nested = {}
     for key in ("rope_scaling", "rope_parameters"):  # the first one given counts, as in Transformers
         given = content.get(key) or {}
-        kind = given.get("rope_type", given.get("type", "default")) if isinstance(given, dict) else given
-        if kind != "default":
-            raise ValueError(f"{key} is {given!r}; this project has only plain rotary positions (rope_type default)")
+        plain = isinstance(given, dict) and given.get("rope_type", given.get("type", "default")) == "default"
+        if not plain:
+            raise ValueError(
+                f"{key} is {_show(given)}; this project has plain rotary positions only (rope_type default)"
+            )
         nested = nested or given
     values = {}
     for name, old_key in family.rope_keys.items():
@@ -310,7 +317,7 @@ def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
         values[name] = nested.get(key, content.get(old_key, usual))
     if "rotary_fraction" not in family.rope_keys and nested.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
-            f"partial_rotary_factor is {nested['partial_rotary_factor']!r}; this family rotates whole heads"
+            f"partial_rotary_factor is {_show(nested['partial_rotary_factor'])}; this family rotates whole heads"
         )
     return values
 
@@ -319,7 +326,7 @@ def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfi
     """A GPTConfig of untrusted `values`: types and bounds first, then its own checks, then the size as a whole."""
     hints = get_type_hints(GPTConfig)
     for name, value in values.items():
-        _check_value(spelled.get(name, name), value, hints[name], *LIMITS.get(name, (-math.inf, math.inf)))
+        _check_value(spelled.get(name, name), value, hints[name], *LIMITS.get(name, (0, 0)))
         if hints[name] is float:
             values[name] = float(value)
     config = GPTConfig(**values)
@@ -334,29 +341,33 @@ def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfi
 
 
 def _check_value(key: str, value: Any, kind: Any, low: float, high: float) -> None:
-    """ValueError unless `value` is of the declared kind and within [low, high]."""
-    if kind is bool or get_args(kind):
-        wanted = bool if kind is bool else str
-        if not isinstance(value, wanted):
-            raise ValueError(f"{key} is {value!r}; it must be {'true or false' if wanted is bool else 'a string'}")
-        return
-    allowed = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ValueError(f"{key} is {str(value)[:80]!r}; it must be {'an integer' if kind is int else 'a number'}")
-    if not (math.isfinite(value) if isinstance(value, float) else True) or not low <= value <= high:
-        raise ValueError(f"{key} is {str(value)[:80]}; it must be finite, from {low:g} to {high:g}")
+    """ValueError unless `value` is of the declared kind and, for numbers, within [low, high]."""
+    types, wanted = {bool: (bool, "true or false"), int: (int, "an integer"), float: ((int, float), "a number")}.get(
+        kind, (str, "a string")
+    )
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{key} is {_show(value)}; it must be {wanted}")
+    if kind in (int, float) and not low <= value <= high:  # NaN is nowhere
+        raise ValueError(f"{key} is {_show(value)}; it must be from {low:g} to {high:g}")
+
+
+def _show(value: Any) -> str:
+    """A value from a foreign file as an error may show it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------
 
 
-def parameter_shapes(config: GPTConfig) -> dict[str, Shape]:
+@lru_cache(maxsize=8)  # building a deep model takes its time, even without memory
+def parameter_shapes(config: GPTConfig) -> Mapping[str, Shape]:
     """Our tensors and their shapes, a tied head left out, without allocating any of them."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    return shapes
+    return MappingProxyType(shapes)
 
 
 def expected_tensors(config: GPTConfig) -> dict[str, Shape]:
@@ -445,7 +456,7 @@ def _full_name(family: Family | None, name: str) -> str:
     return family.prefix + name
 
 
-def _stored_shapes(config: GPTConfig, family: Family) -> dict[str, Shape]:
+def _stored_shapes(config: GPTConfig, family: Family) -> Mapping[str, Shape]:
     """Our names and shapes of all that the family stores, what it always stores included."""
     return parameter_shapes(replace(config, **dict.fromkeys(family.stored, True)))
 
