@@ -21,6 +21,8 @@ from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLE_LINE = "-" * 15
+SMALL_VOCABULARIES = {"1m": 256, "10m": 256, "30m": 16384}  # what the small sizes are usually trained with
+GPT2_VOCABULARY = 50304  # 50257, padded to a multiple of 64
 SAMPLING_FLAGS: dict[str, tuple[type, str]] = {  # fields of SamplingConfig: type, help
     "max_new_tokens": (int, "tokens to generate"),
     "temperature": (float, "below 1 sharpens, above 1 flattens, 0 always takes the likeliest token"),
@@ -54,6 +56,7 @@ def add_generate(commands) -> None:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text, taken literally; repeatable"
     )
+    parser.add_argument("--ignore-eot", action="store_true", help="go on after end-of-text, for max-new-tokens")
     parser.add_argument("--no-echo", action="store_true", help="print what follows the prompt, not the prompt itself")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as stored)")
@@ -65,6 +68,8 @@ def generate(args: argparse.Namespace) -> None:
     prompt = read_prompt(args.prompt)
     given = {name: value for name in SAMPLING_FLAGS if (value := getattr(args, name)) is not None}
     config = SamplingConfig.from_folder(args.path, seed=args.seed, stop=tuple(args.stop), **given).seeded()
+    if args.ignore_eot:
+        config = dataclasses.replace(config, stop_tokens=())
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model, tokenizer = load_model(args.path, device=pick_device(args.device), dtype=dtype)
     ids = encode_prompt(tokenizer, prompt)
@@ -142,8 +147,9 @@ def add_sizes(commands) -> None:
         commands, "sizes", sizes, "Prints a Markdown table of the named sizes and the memory they need."
     )
     parser.add_argument("--preset", choices=list(PRESETS), default="nanogpt", help="lineage (default: nanogpt)")
+    usual = ", ".join(f"{vocab} for {size}" for size, vocab in SMALL_VOCABULARIES.items())
     parser.add_argument(
-        "--vocab-size", type=int, metavar="INT", help="(default: 256 for the small sizes, 50304 from 124m on)"
+        "--vocab-size", type=int, metavar="INT", help=f"for all sizes (default: {usual}, {GPT2_VOCABULARY} above)"
     )
 
 
@@ -159,7 +165,7 @@ def sizes(args: argparse.Namespace) -> None:
 
 def size_row(size: str, preset: str, vocab_size: int | None) -> tuple[str, ...]:
     """The cells of one size, measured on a model without storage."""
-    vocab_size = vocab_size or (50304 if SIZES[size]["n_embd"] >= 768 else 256)
+    vocab_size = vocab_size if vocab_size is not None else SMALL_VOCABULARIES.get(size, GPT2_VOCABULARY)
     config = GPTConfig.preset(preset, size, vocab_size=vocab_size)
     with torch.device("meta"):
         n = GPT(config).num_params()
@@ -203,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")
     try:
         args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

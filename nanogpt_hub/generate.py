@@ -28,7 +28,7 @@ from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["length", "stop", "eot", "time"]
-GREEDY_BELOW = 1e-5  # a temperature under this is 0: 1 / temperature would leave float32
+GREEDY_BELOW = 1e-5  # a temperature under this counts as 0; float32 cannot divide by much less
 LARGEST_LOGIT = 1e30  # infinite logits become this, so that differences of logits are never inf - inf
 
 
@@ -88,7 +88,7 @@ class SamplingConfig:
             if found.get("do_sample") is False:
                 values["temperature"] = 0.0
             defaults = cls(**values)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} does not hold sampling defaults: {error}") from error
         return replace(defaults, **overrides)
 
@@ -309,6 +309,15 @@ class Token:
         return math.exp(self.logprob)
 
 
+class Drawn(NamedTuple):
+    """What the samplers chose for a row; the fields are those of `Token`."""
+
+    id: int
+    logprob: float
+    sampled_prob: float
+    alternatives: tuple[Alternative, ...] = ()
+
+
 class StopText:
     """Lets text through up to the first stop string, holding back what may still become one."""
 
@@ -352,26 +361,25 @@ class Row:
             if id != eot:  # character to complete? End-of-text begins a document and is no text.
                 self.decoder.push(id)
 
-    def push(self, drawn: tuple, late: bool) -> Token:
+    def push(self, drawn: Drawn, late: bool) -> Token:
         """The record of a token that was drawn; `late` says that time is up."""
-        id, logprob, sampled_prob, alternatives = drawn
         self.left -= 1
-        eot = id in self.stop_tokens
-        text = self.stop.push(self.decoder.push(id)) if self.decoder and not eot else ""
+        eot = drawn.id in self.stop_tokens
+        text = self.stop.push(self.decoder.push(drawn.id)) if self.decoder and not eot else ""
         if self.stop.found:
             self.finish = "stop"
         elif eot or late or not self.left:
             self.finish = "eot" if eot else "time" if late else "length"
             text += self._rest()
-        return Token(self.index, id, text, logprob, sampled_prob, alternatives, self.finish)
+        return Token(self.index, drawn.id, text, *drawn[1:], self.finish)
 
     def _rest(self) -> str:
         rest = self.stop.push(self.decoder.flush()) if self.decoder else ""
         return rest if self.stop.found else rest + self.stop.flush()
 
 
-def draw(logits: Tensor, config: SamplingConfig, batch: CachedBatch, rows: list[Row], alternatives: int) -> list[tuple]:
-    """For each row: the id drawn from logits (B, V), its log probability, its sampled probability, alternatives."""
+def draw(logits: Tensor, config: SamplingConfig, batch: CachedBatch, rows: list[Row], alternatives: int) -> list[Drawn]:
+    """A token for each row from logits (B, V), each with its row's next random number. ValueError for NaN."""
     seen = None
     if config.repetition_penalty != 1:
         seen = seen_tokens(batch.tokens, logits.size(-1)).to(logits.device)
@@ -379,16 +387,10 @@ def draw(logits: Tensor, config: SamplingConfig, batch: CachedBatch, rows: list[
     probs = filter_logits(logits, config, seen).softmax(-1)
     uniform = torch.stack([torch.rand(1, generator=row.generator) for row in rows])  # (B, 1)
     ids = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
-    columns = [
-        ids.flatten().tolist(),
-        logprobs.gather(1, ids).flatten().tolist(),
-        probs.gather(1, ids).flatten().tolist(),
-    ]
+    columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, ids))]
     if any(map(math.isnan, columns[1])):
-        raise ValueError(
-            "the model's output is not a number (NaN): the weights are damaged or the precision is too low"
-        )
-    return list(zip(*columns, likeliest(logprobs, probs, alternatives), strict=True))
+        raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
+    return list(map(Drawn, *columns, likeliest(logprobs, probs, alternatives)))
 
 
 def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[tuple[Alternative, ...]]:
@@ -421,6 +423,8 @@ def stream_tokens(
     """
     config = replace(config or SamplingConfig(), **overrides).seeded()
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size if tokenizer else model.config.vocab_size)
+    if tokenizer is None and config.stop:
+        raise ValueError("stop strings need a tokenizer, and this model has none; stop_tokens do not")
     for prompt in prompts:
         check_ids(prompt, model.config.vocab_size)
     rows = [Row(index, prompt, tokenizer, config) for index, prompt in enumerate(prompts)]

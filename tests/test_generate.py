@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from nanogpt_hub.generate import (
+    Drawn,
     Row,
     SamplingConfig,
     StopText,
@@ -262,14 +263,14 @@ def test_end_of_text_ends_a_row_and_is_not_shown(model):
     assert [token.id for token in tokens] == ids[: ids.index(ids[4]) + 1]
     assert tokens[-1].finish == "eot"
     row = Row(0, [1], BYTE, SamplingConfig(seed=0))
-    assert row.push((BYTE.eot_id, -1.0, 1.0, ()), late=False).text == ""
+    assert row.push(Drawn(BYTE.eot_id, -1.0, 1.0), late=False).text == ""
     assert row.finish == "eot"
 
 
 def test_a_character_begun_in_the_prompt_is_completed():
     first, second = "é".encode()
     row = Row(0, [BYTE.eot_id, first], BYTE, SamplingConfig(seed=0))
-    assert row.push((second, -1.0, 1.0, ()), late=False).text == "é"
+    assert row.push(Drawn(second, -1.0, 1.0), late=False).text == "é"
 
 
 # ---- manners ----
@@ -326,6 +327,8 @@ def test_prompts_that_the_model_cannot_read(model, prompt, message):
 def test_no_tokenizer_and_no_numbers(model):
     with pytest.raises(ValueError, match="no tokenizer"):
         generate(model, None, "a")
+    with pytest.raises(ValueError, match="stop strings need a tokenizer"):
+        stream_tokens(model, None, [[1]], stop="a")
     broken = tiny_model()
     broken.lm_head.weight.data[3] = math.nan
     with pytest.raises(ValueError, match="NaN"):
