@@ -1,0 +1,122 @@
+"""A README.md on the Hub: metadata, one block that is generated, and around it the words of people.
+
+The block between two comment markers is written anew each time; what a person writes above or below it, and the
+metadata keys they add, stay, whether they wrote them in the folder or on the Hub's website.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+from huggingface_hub import CardData, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+MARK = "<!-- nanogpt_hub: begin of what each push rewrites; words {} -->"
+BEGIN = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{12})"))
+END = "<!-- nanogpt_hub: end -->"
+OURS = ("model-index", "base_model", "base_model_relation")  # metadata that no earlier card may leave behind
+
+
+class CardError(ValueError):
+    """A README.md whose metadata cannot be read or would be refused by the Hub."""
+
+
+@dataclass(frozen=True)
+class Readme:
+    """A README.md taken apart."""
+
+    data: dict[str, Any]  # metadata
+    before: str  # what a person wrote above the generated block
+    block: str  # what is generated, without its markers; "" where there is none
+    after: str  # what a person wrote below
+    mark: str  # `words` as they were when we wrote last; "" where we never did
+
+    @property
+    def words(self) -> str:
+        """A digest of what people wrote."""
+        return hashlib.sha256(f"{self.before}\0{self.after}".encode()).hexdigest()[:12]
+
+    @classmethod
+    def parse(cls, text: str) -> "Readme":
+        """Takes a README.md apart. Raises CardError when its metadata is no YAML mapping."""
+        text = text.replace("\r\n", "\n")
+        found = re.match(r"\s*---\n(.*?\n|)---(?:\n|\Z)", text, re.DOTALL)
+        try:
+            data = yaml.safe_load(found[1]) if found else None
+        except yaml.YAMLError as error:
+            raise CardError(f"the metadata at the top of README.md is no valid YAML: {one_line(error)}") from None
+        if data is not None and not isinstance(data, dict):
+            raise CardError("the metadata at the top of README.md must be `key: value` lines")
+        data = {str(key): value for key, value in (data or {}).items()}
+        body = text[found.end() :] if found else text
+        begin, end = BEGIN.search(body), body.rfind(END)
+        if not begin or end < begin.end():
+            return cls(data, "", "", body.strip(), "")
+        before, block, after = body[: begin.start()], body[begin.end() : end], body[end + len(END) :]
+        return cls(data, before.strip(), block.strip(), after.strip(), begin[1])
+
+    def __str__(self) -> str:
+        head = f"---\n{CardData(**self.data).to_yaml()}\n---"
+        block = f"{MARK.format(self.mark)}\n\n{self.block}\n\n{END}" if self.block else ""
+        return "\n\n".join(part for part in (head, self.before, block, self.after) if part) + "\n"
+
+
+def update_readme(old: str, data: Mapping[str, Any], block: str) -> str:
+    """A README.md with new metadata and a new block; the words around it and the keys that people added are kept."""
+    parts = Readme.parse(old)
+    return str(replace(parts, data=merge_metadata(parts.data, data), block=block.strip(), mark=parts.words))
+
+
+def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new keys over the old ones; tags of both."""
+    kept = {key: value for key, value in old.items() if key not in OURS}
+    tags = [*(new.get("tags") or ()), *(kept.get("tags") or ())]
+    return {
+        **new,
+        **{k: v for k, v in kept.items() if k not in new},
+        **({"tags": [*dict.fromkeys(tags)]} if tags else {}),
+    }
+
+
+def merge_edits(local: str, remote: str) -> tuple[str, bool]:
+    """What to push where the Hub has a README.md already: our block and metadata, and the words of people.
+
+    The mark tells who has written since the last push. Words changed on the Hub stay; words changed only in the local
+    folder are taken over. Where both were changed the Hub's stay, and True is returned beside the text.
+    """
+    ours, theirs = Readme.parse(local), Readme.parse(remote)
+    merged = replace(ours, data=merge_metadata(theirs.data, ours.data), mark=ours.words)
+    nothing_written = not (theirs.before or theirs.after or theirs.mark)
+    if nothing_written or theirs.words in (theirs.mark, ours.words):
+        return str(merged), False
+    conflict = bool(ours.before or ours.after) and ours.words != theirs.mark
+    mark = theirs.mark if conflict and theirs.mark else ours.words
+    return str(replace(merged, before=theirs.before, after=theirs.after, mark=mark)), conflict
+
+
+def validate_readme(text: str) -> None:
+    """Raises CardError where the Hub would refuse a model's README.md or not understand it. Needs no network."""
+    data = Readme.parse(text).data
+    try:
+        ModelCard(text)  # the client's own reading: YAML, types, model-index
+        for base in as_list(data.get("base_model")):
+            validate_repo_id(base)
+    except (ValueError, TypeError, KeyError, HFValidationError) as error:
+        raise CardError(f"the card's metadata is not valid: {one_line(error)}") from error
+    for language in as_list(data.get("language")):
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,8})?|code|multilingual", str(language)):
+            raise CardError(f"language is {language!r}; give ISO 639 codes such as en, or code")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(data.get("license", "mit"))):
+        raise CardError(f"license is {data['license']!r}; give it as the Hub spells it, such as mit or apache-2.0")
+
+
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
