@@ -1,0 +1,75 @@
+"""The house's rooms: who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), *ROOT.glob("app.py")])
+# What each room of the library may import of the others. One that is not listed stands on top of these.
+ROOMS = {
+    "model": set(),
+    "tokenizer": set(),
+    "sources": set(),
+    "convert": {"model"},
+    "generate": {"model", "tokenizer"},
+    "lens": {"model", "tokenizer", "generate"},
+    "checkpoint": {"model", "tokenizer", "convert"},
+    "readme": set(),
+    "card": {"model", "tokenizer", "convert", "checkpoint", "readme"},
+    "hub": {"model", "tokenizer", "convert", "checkpoint", "readme", "card"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in the file it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where a name comes from"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def is_library(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "nanogpt_hub")
+
+
+def each(files: list[Path]):
+    return pytest.mark.parametrize("path", files, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+LIBRARY = [path for path in FILES if is_library(path)]
+
+
+@each(FILES)
+def test_imports_point_one_way(path):
+    forbidden = {"train", "app", "gradio", "accelerate", "jsonargparse"} if is_library(path) else {"app", "gradio"}
+    if path.name == "app.py":
+        forbidden = {"train", "accelerate"}
+    assert not packages(path) & forbidden
+
+
+@each([path for path in LIBRARY if not path.stem.startswith("__")])  # __init__ and __main__ are entrances
+def test_the_rooms_of_the_library_stand_in_order(path):
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("nanogpt_hub.")}
+    rooms = {file.stem for file in LIBRARY}
+    assert used & rooms <= ROOMS.get(path.stem, set(ROOMS))
+
+
+def test_the_tokenizer_and_the_sources_need_no_torch():
+    for room in ("tokenizer", "sources"):
+        assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
+
+
+@each([path for path in LIBRARY if path.name != "__main__.py"])
+def test_the_library_does_not_print(path):
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not [f.lineno for f in calls if isinstance(f, ast.Name) and f.id == "print"]
