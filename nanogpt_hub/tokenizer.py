@@ -13,7 +13,9 @@ import codecs
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +37,7 @@ TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # known to Transformers 4 and 5: do
 PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 LETTERS = [chr(b if b in PRINTABLE else 0x100 + len({*range(b)} - PRINTABLE)) for b in range(256)]
 BYTE_OF_LETTER = {letter: b for b, letter in enumerate(LETTERS)}
-GPT2_VOCAB_SHA256 = "988fae5254ecb2afb3f0e663a12a4444f490afe764133c455f38030dc0f6d718"
+GPT2_SHA256 = "7b24c988c29eb2cd4ccf3838778d27f9bdcceadc0c2f2037a209403b45bed747"  # of its vocabulary and merges
 
 
 class UnknownCharacterError(ValueError):
@@ -95,8 +97,9 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of tokenizer.json's content, however it is formatted: names the vocabulary of tokenised data."""
-        return _sha256(json.loads(self._json))
+        """SHA-256 of what decides ids and text in tokenizer.json, however it is formatted: names tokenised data."""
+        data = json.loads(self._json)
+        return _sha256([data.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")])
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, nothing added. ValueError for text that no file can hold, UnknownCharacterError (char)."""
@@ -107,7 +110,8 @@ class Tokenizer:
             return list(text.encode())
         if self._tiktoken is not None:
             return self._tiktoken.encode_ordinary(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        with _as_value_error("encode this text"):
+            return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` for each text, on all cores where that pays."""
@@ -115,7 +119,8 @@ class Tokenizer:
             return [self.encode(text) for text in texts]
         for text in texts:
             _check(text)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        with _as_value_error("encode these texts"):
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Nothing is dropped: end-of-text reads `<|endoftext|>`; bytes that are no UTF-8 read U+FFFD.
@@ -126,7 +131,8 @@ class Tokenizer:
         for extreme in (min(ids, default=0), max(ids, default=0)):
             self._check_id(extreme)
         if self._bytes is None:
-            return self._backend.decode(ids, skip_special_tokens=False)
+            with _as_value_error("decode these ids"):
+                return self._backend.decode(ids, skip_special_tokens=False)
         text = b"".join([self._bytes.get(token_id, b"") for token_id in ids]).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self._strips_first_space else text
 
@@ -177,12 +183,10 @@ class Tokenizer:
         if self.kind not in ("bpe", "gpt2"):
             return None
         data = json.loads(self._json)
-        special = {token["id"] for token in data["added_tokens"]}
+        special = {token["id"] for token in data.get("added_tokens", [])}
         ranks = {self._bytes[i]: i for i in sorted(self._bytes) if i not in special}
-        pairs = [m.split(" ") if isinstance(m, str) else m for m in data["model"]["merges"]]
-        merges = [(_to_bytes(left), _to_bytes(right)) for left, right in pairs]
-        if sum(len(token) ** 2 for token in ranks) > 10**8 or _merges_of(ranks) != merges:
-            return None  # absurdly long tokens would take for ever to check
+        if self.kind == "bpe" and not _follow_from_ranks(_pairs(data["model"]["merges"]), ranks):
+            return None
         return tiktoken.Encoding("nanogpt_hub", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
@@ -247,7 +251,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]
         return _build_gpt2()
     if bpe and 258 <= int(bpe[1]) <= MAX_TOKEN_ID:
         return _build_bpe(int(bpe[1]), _documents(texts))
-    if not bpe and Path(spec).exists():
+    if spec and not bpe and Path(spec).exists():
         return Tokenizer.load(spec)
     raise ValueError(
         f"tokenizer {spec!r} is unknown: choose char, byte, bpe:N (N from 258 to {MAX_TOKEN_ID}, such as bpe:4096), "
@@ -280,6 +284,7 @@ def _build_bpe(vocab_size: int, documents: Iterator[str]) -> Tokenizer:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # end-of-text is the last one
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),  # in a log its bars are but empty lines
     )
     # Pieces of a long document: its words are all held at once otherwise, at a hundred bytes each.
     pieces = (text[i : i + 2**20] for text in documents for i in range(0, len(text), 2**20))
@@ -315,18 +320,14 @@ def _build_byte_level(tokens: list[bytes], merges: list[list[str]]) -> Tokenizer
 
 def _from_vocab(vocab: list[str], merges: list, pre_tokenizer: dict | None, decoder: dict) -> Tokenizer:
     """The tokenizer.json of a BPE whose last token is end-of-text."""
-    eot = dict(id=len(vocab) - 1, content=EOT, special=True, normalized=False)
-    data = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{**eot, "single_word": False, "lstrip": False, "rstrip": False}],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(vocab)}, "merges": merges},
-    }
+    unset = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    off = dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+    ids = {token: i for i, token in enumerate(vocab)}
+    model = {"type": "BPE", **unset, **off, "vocab": ids, "merges": merges}
+    strips = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    eot = {"id": ids[EOT], "content": EOT, **strips, "normalized": False, "special": True}
+    data = dict(version="1.0", truncation=None, padding=None, added_tokens=[eot], normalizer=None)
+    data |= dict(pre_tokenizer=pre_tokenizer, post_processor=None, decoder=decoder, model=model)
     return Tokenizer(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -346,6 +347,15 @@ def _merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]] | None:
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
+
+
+def _follow_from_ranks(pairs: list[list[str]], ranks: dict[bytes, int]) -> bool:
+    """Whether a tokenizer.json with these merges does the same as BPE by ids, and so can be done by tiktoken."""
+    if any(bytes([b]) not in ranks for b in range(256)):
+        return False
+    if sum(len(token) ** 2 for token in ranks) > 10**8:  # made-up tokens of a megabyte would take for ever to check
+        return False
+    return _merges_of(ranks) == [(_to_bytes(left), _to_bytes(right)) for left, right in pairs]
 
 
 def _to_letters(data: bytes) -> str:
@@ -393,8 +403,9 @@ def _kind(data: dict, vocab: dict[str, int]) -> str:
         model.get(option)
         for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     )
-    special = {token["content"] for token in data["added_tokens"] if token["special"]}
-    if not plain or data.get("normalizer") or len(special) < len(data["added_tokens"]):
+    added = data.get("added_tokens", [])
+    special = {token["content"] for token in added if token["special"]}
+    if not plain or data.get("normalizer") or len(special) < len(added):
         return "custom"
     pre_tokenizer, decoder, learned = data.get("pre_tokenizer"), data.get("decoder"), vocab.keys() - special
     if pre_tokenizer is None and decoder == FUSE and not model["merges"] and {*map(len, learned)} == {1}:
@@ -404,20 +415,34 @@ def _kind(data: dict, vocab: dict[str, int]) -> str:
         return "custom"
     if [vocab[letter] for letter in LETTERS] == [*range(256)] and not model["merges"]:
         return "byte"
-    return "gpt2" if _sha256(vocab) == GPT2_VOCAB_SHA256 else "bpe"
+    return "gpt2" if _sha256([vocab, _pairs(model["merges"])]) == GPT2_SHA256 else "bpe"
+
+
+def _pairs(merges: list) -> list[list[str]]:
+    """A tokenizer.json's merges; older files write a pair as one string."""
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
 def _parse(text: str) -> tuple[tokenizers.Tokenizer, dict]:
     """The working tokenizer and the plain data of a tokenizer.json. ValueError where the library can't read it."""
     data = _json_object(text)
-    try:
+    with _as_value_error("read this tokenizer.json"):
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"the tokenizers library cannot read it ({error})") from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # "</s>" in a text is text
     return backend, data
+
+
+@contextmanager
+def _as_value_error(verb: str) -> Iterator[None]:
+    """The tokenizers library meets what it does not expect with bare Exceptions or panics, which are not even those."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C
+        raise ValueError(f"the tokenizers library cannot {verb} ({error})") from error
 
 
 def _json_object(text: str) -> dict:
@@ -475,7 +500,7 @@ def _check(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"position {error.start} of the text is half a character, the lone surrogate U+{ord(text[error.start]):04X}:"
+            f"position {error.start} of the text is half a character, a lone surrogate U+{ord(text[error.start]):04X}:"
             ' read the text as UTF-8, or mend it by text.encode("utf-8", "replace").decode()'
         ) from error
 
