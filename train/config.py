@@ -7,13 +7,13 @@ The comment behind each field is its help text: `python -m train.pretrain --help
 import inspect
 import re
 import sys
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from nanogpt_hub.model import GPTConfig
+from nanogpt_hub.model import PRESETS, SIZES, GPTConfig
 
 
 def comments_as_help(cls: type, source: type | None = None) -> type:
@@ -23,10 +23,14 @@ def comments_as_help(cls: type, source: type | None = None) -> type:
     return cls
 
 
-SHAPE_FIELDS = list(fields(GPTConfig))
+Preset = Literal[tuple(PRESETS)]
+Size = Literal[tuple(SIZES)]
 ModelOverrides = comments_as_help(
-    make_dataclass("ModelOverrides", [(f.name, f.type | None, None) for f in SHAPE_FIELDS], frozen=True), GPTConfig
+    make_dataclass("ModelOverrides", [(f.name, f.type | None, None) for f in fields(GPTConfig)], frozen=True), GPTConfig
 )
+
+
+DEFAULT_PRESET, DEFAULT_SIZE = "nanochat", "1m"
 
 
 @comments_as_help
@@ -34,19 +38,20 @@ ModelOverrides = comments_as_help(
 class ModelConfig(ModelOverrides):
     """The model: a lineage at a size; any field of GPTConfig given here overrides the preset's."""
 
-    preset: Literal["nanogpt", "gpt2", "pythia", "llama", "nanochat"] = "nanochat"  # lineage; see PRESETS in model.py
-    size: Literal["1m", "10m", "30m", "124m", "350m", "774m", "1558m"] = "1m"  # layers, heads, width, context
+    preset: Preset | None = None  # the lineage; see PRESETS in model.py (nanochat if not given)
+    size: Size | None = None  # layers, heads, width and context; see SIZES in model.py (1m if not given)
 
-    def overrides(self) -> dict:
-        """The fields of GPTConfig that were given."""
-        return {f.name: getattr(self, f.name) for f in SHAPE_FIELDS if getattr(self, f.name) is not None}
+    def given(self) -> dict:
+        """What was set, presets and fields alike."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def gpt_config(self, vocab_size: int) -> GPTConfig:
         """The model's shape for a tokenizer of vocab_size ids. Raises ValueError for an impossible one."""
-        given = self.overrides()
-        if given.get("vocab_size", vocab_size) < vocab_size:
+        given = {"vocab_size": vocab_size, **self.given()}
+        if given["vocab_size"] < vocab_size:
             raise ValueError(f"model.vocab_size {given['vocab_size']} is below the tokenizer's {vocab_size}; raise it")
-        return GPTConfig.preset(self.preset, self.size, **{"vocab_size": vocab_size, **given})
+        preset, size = given.pop("preset", DEFAULT_PRESET), given.pop("size", DEFAULT_SIZE)
+        return GPTConfig.preset(preset, size, **given)
 
 
 @comments_as_help
@@ -59,7 +64,7 @@ class DataConfig:
     config: str = ""  # configuration of a Hub dataset that has several
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
-    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (trained on the text), gpt2, or a path to a tokenizer
+    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, or a path to a tokenizer
     val_fraction: float = 0.1  # the last part of the token stream is kept for validation
     val_source: str = ""  # a source of its own for validation, instead of the last part
     val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part
@@ -157,6 +162,15 @@ class TrainConfig:
         check(set(self.trackers) <= known, f"trackers {self.trackers}: choose from {', '.join(sorted(known))}")
 
 
+def as_settings(config: TrainConfig) -> dict:
+    """The config as nested plain values, without what was not set."""
+
+    def plain(value):
+        return {k: plain(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    return plain(asdict(config))
+
+
 def check(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
@@ -188,8 +202,4 @@ def parse(parser: ArgumentParser, argv: list[str] | None = None) -> tuple[TrainC
     except ValueError as error:
         parser.error(str(error))
     name = Path(str(parsed.config[0])).stem if parsed.config else Path(config.data.source).stem
-    return (config, parsed) if config.out_dir else (replace_out_dir(config, f"out/{name}"), parsed)
-
-
-def replace_out_dir(config: TrainConfig, out_dir: str) -> TrainConfig:
-    return TrainConfig(**{**{f.name: getattr(config, f.name) for f in fields(config)}, "out_dir": out_dir})
+    return replace(config, out_dir=config.out_dir or f"out/{name}"), parsed

@@ -14,23 +14,22 @@ from jsonargparse import Namespace
 
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
-from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, make_parser
-from train.run import cached_tokenizer
+from train.run import Start, cached_tokenizer
 from train.run import main as run_main
 
 
-def make_model(config: TrainConfig, parsed: Namespace, source: Source) -> tuple[GPT, Tokenizer]:
+def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
     """A freshly initialised model for the text's tokenizer."""
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
     torch.manual_seed(config.seed)
-    return GPT(gpt_config), tokenizer
+    return Start(GPT(gpt_config), tokenizer)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("train.pretrain", "Trains a GPT from scratch on text.")
-    return run_main(parser, make_model, argv)
+    return run_main(parser, start, argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 METRICS = "metrics.jsonl"
+EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
 
 
 class MetricsFile:

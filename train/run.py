@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from jsonargparse import ArgumentParser, Namespace
@@ -20,42 +21,56 @@ from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
-from train.data import Batches, EvalWindows, TokenRange, prepare, summary, token_lengths, unigram_loss
+from train.data import Batches, Data, EvalWindows, TokenRange, prepare, summary, token_lengths, unigram_loss
+from train.facts import command_line, lasting_facts
 from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
-from train.report import baseline_lines, describe_loss, size, size_warning
+from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
 from train.state import read_facts
-from train.trainer import Data, Trainer, TrainingError
-
-# Gives the model and its tokenizer for a config and the opened text.
-MakeModel = Callable[[TrainConfig, Namespace, Source], tuple[GPT, Tokenizer]]
+from train.trainer import Trainer, TrainingError
 
 
-def main(parser: ArgumentParser, make_model: MakeModel, argv: list[str] | None = None) -> int:
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    gpt: GPT
+    tokenizer: Tokenizer
+    base: dict | None = None  # of a fine-tune: the model it starts from, for the card
+
+
+MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
+
+
+def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
     """The whole command: returns its exit status, with a sentence on standard error where it is not 0."""
     config, parsed = parse(parser, argv)
     try:
-        return run(config, parsed, parser, make_model)
+        return run(config, parsed, parser, make_start, argv)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
-    return 1
+        return 1
 
 
-def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_model: MakeModel) -> int:
+def run(
+    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None
+) -> int:
     """Prepares everything, trains, and says what came of it."""
     out = Path(config.out_dir)
-    facts = find_state(out, parsed)
+    state = find_state(out, parsed)
     accelerator, device_line = make_accelerator(config)
     say = accelerator.print
     say(device_line)
     source = open_source_of(config)
     with accelerator.main_process_first():  # the others find the tokenizer and the shards in the cache
-        gpt, tokenizer = make_model(config, parsed, source)
+        gpt, tokenizer, base = make_start(config, parsed, source)
         data, train, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
-    trainer = Trainer(config, gpt, tokenizer, data, accelerator)
-    if facts is not None:
-        trainer.resume(facts)
+    command = command_line(parser.prog, sys.argv[1:] if argv is None else argv)
+    facts = lasting_facts(config, command, data, tokenizer, base)
+    trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts)
+    if state is not None:
+        trainer.resume(state)
     for line in (*lines, *model_lines(config, gpt, len(train)), *plan_lines(config, trainer)):
         say(line)
     if trainer.progress.step >= config.max_steps:
@@ -65,7 +80,7 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_mod
         )
         return 0
     if accelerator.is_main_process:
-        prepare_folder(out, parsed, parser, fresh=facts is None)
+        prepare_folder(out, parsed, parser, fresh=state is None)
     accelerator.wait_for_everyone()
     accelerator.init_trackers("nanogpt_hub", config=flat(asdict(config)))
     trainer.fit()
@@ -161,8 +176,8 @@ def load_data(
         batches=Batches(train, block_size, config.seed),
         val=windows.read(),
         bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
-        baselines={"guessing evenly": math.log(vocab_size), "knowing frequencies": unigram},
-        facts={**corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
+        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram},
+        facts={"source": corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
     )
     return data, train, summary(corpus, train, val, tokenizer)
 
@@ -228,8 +243,11 @@ def flat(nested: dict, prefix: str = "") -> dict:
 def closing_lines(trainer: Trainer) -> list[str]:
     """Where the result is and what to do with it."""
     best = trainer.out / "best"
-    quality = describe_loss(trainer.progress.best_loss, trainer.data.bytes_per_token)
+    p = trainer.progress
+    quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
     return [
+        f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
+        f"({p.best_loss - p.first_loss:+.4f})",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
         f"sample from it: nanogpt-hub generate {best} --prompt {shlex.quote(trainer.prompt)}",
     ]

@@ -7,6 +7,7 @@ how a batch is split changes nothing but rounding.
 """
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -22,12 +23,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.card import RunFacts, write_card
+from nanogpt_hub.checkpoint import save_model, write_atomic
 from nanogpt_hub.generate import SamplingConfig, generate
 from nanogpt_hub.model import GPT, IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.config import TrainConfig
-from train.data import Batches
+from train.data import Data
+from train.facts import merged, progress_facts
 from train.hardware import flops_per_token, is_out_of_memory, matmul_flops
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
@@ -36,17 +39,6 @@ from train.state import load_tensors, save_state
 
 class TrainingError(RuntimeError):
     """The run cannot go on; what it has saved is whole."""
-
-
-@dataclass
-class Data:
-    """What the loop reads: training batches as a function of the step, and the fixed windows of every evaluation."""
-
-    batches: Batches
-    val: tuple[Tensor, Tensor]  # idx and targets, each (N, T); IGNORE_INDEX where a target does not count
-    bytes_per_token: float  # of the validation text
-    baselines: dict[str, float]  # losses to compare with, by name
-    facts: dict  # about the text, for the model card
 
 
 @dataclass
@@ -60,6 +52,7 @@ class Progress:
     best_step: int = -1
     first_loss: float = math.nan  # validation loss before the first step
     last_loss: float = math.nan  # validation loss at the last evaluation
+    evaluated_step: int = -1  # of the last evaluation
     stale: int = 0  # evaluations since the best one
 
 
@@ -98,8 +91,17 @@ class Interrupt:
 class Trainer:
     """One run over one model and its data; `fit` is the loop."""
 
-    def __init__(self, config: TrainConfig, gpt: GPT, tokenizer: Tokenizer, data: Data, accelerator: Accelerator):
+    def __init__(
+        self,
+        config: TrainConfig,
+        gpt: GPT,
+        tokenizer: Tokenizer,
+        data: Data,
+        accelerator: Accelerator,
+        facts: RunFacts,
+    ):
         self.config, self.gpt, self.tokenizer, self.data, self.accelerator = config, gpt, tokenizer, data, accelerator
+        self.facts = facts  # what was known before the first step, for the model card
         self.out = Path(config.out_dir)
         self.progress = Progress()
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
@@ -109,10 +111,12 @@ class Trainer:
         optimizer = build_optimizer(gpt.to(self.device), config.optim)
         self.loss_of, self.optimizer = accelerator.prepare(LossOnly(gpt), optimizer)
         self._compile()
-        precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-        self.peak_flops = matmul_flops(self.device.type, precision)
+        self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.peak_flops = matmul_flops(self.device.type, self.precision)
         self.flops = flops_per_token(gpt.config, gpt.num_params(embeddings=gpt.config.tie_word_embeddings))
-        self.prompt = usable_prompt(config.eval.prompt, tokenizer, data.val[0])
+        self.prompt, self.sample = usable_prompt(config.eval.prompt, tokenizer, data.val[0]), ""
+        e = config.eval
+        self.sampling = SamplingConfig(e.sample_tokens or 1, temperature=e.temperature, top_k=e.top_k, seed=config.seed)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -223,15 +227,15 @@ class Trainer:
             count = int((targets != IGNORE_INDEX).sum())
             total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
         loss_sum, count = self._sum(total).tolist()
-        self._judge(loss_sum / count)
         if self.accelerator.is_main_process and self.config.eval.sample_tokens:
             self._write_sample()
+        self._judge(loss_sum / count)
         return loss_sum / count
 
     def _judge(self, val_loss: float) -> None:
         """Notes the loss; a new best is saved at once, the start too: a folder that cannot be written shows here."""
         p = self.progress
-        p.last_loss = val_loss
+        p.last_loss, p.evaluated_step = val_loss, p.step
         if p.step == 0:
             p.first_loss = val_loss
         if val_loss < p.best_loss:
@@ -241,15 +245,11 @@ class Trainer:
             p.stale += 1
 
     def _write_sample(self) -> None:
-        cfg = self.config.eval
-        sampling = SamplingConfig(
-            max_new_tokens=cfg.sample_tokens, temperature=cfg.temperature, top_k=cfg.top_k, seed=self.config.seed
-        )
-        text = self.prompt + generate(self.gpt, self.tokenizer, self.prompt, sampling).text
+        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"step-{self.progress.step:06d}.txt").write_text(text, encoding="utf-8", newline="")
-        self.sample = text
+        path = folder / f"step-{self.progress.step:06d}.txt"
+        path.write_text(self.prompt + self.sample, encoding="utf-8", newline="")
 
     def _log(self, bar: tqdm, row: dict) -> None:
         p = self.progress
@@ -275,7 +275,7 @@ class Trainer:
             line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}  epoch {row['epochs']:.2f}"
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
         if self.config.eval.sample_tokens:
-            line += "\n    | " + self.sample[:240].replace("\n", "\n    | ")
+            line += "\n    | " + (self.prompt + self.sample)[:240].replace("\n", "\n    | ")
         return line
 
     def _bar(self) -> tqdm:
@@ -307,8 +307,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_folder(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            save_model(self.out / name, self.gpt, self.tokenizer)
+        """best/ or last/ with its card, and run.json, which holds what the card is made of."""
+        if not self.accelerator.is_main_process:
+            return
+        facts = merged(self.facts, progress_facts(self))
+        save_model(self.out / name, self.gpt, self.tokenizer)
+        write_card(self.out / name, facts)
+        write_atomic(self.out / "run.json", json.dumps(facts, indent=2))
 
     def resume(self, facts: dict) -> None:
         """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run."""

@@ -1,0 +1,107 @@
+"""What a run knows of itself, for the model card and run.json: nothing private, nothing that was not measured."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+
+from nanogpt_hub.card import RunFacts
+from nanogpt_hub.tokenizer import Tokenizer
+from train.config import TrainConfig, as_settings
+from train.data import Data
+from train.hardware import device_name
+from train.report import UNIGRAM, bits_per_byte
+
+LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
+
+
+def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: dict | None) -> RunFacts:
+    """What is known before the first step and stays so."""
+    facts: RunFacts = {
+        "data": {**data.facts, "tokenizer": public(config.data.tokenizer) or tokenizer.kind},
+        "training": {
+            "hyperparameters": {
+                name: value for name, value in as_settings(config).items() if name not in ("data", "out_dir", "hub")
+            },
+            "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
+                config.optim.name
+            ],
+            "seed": config.seed,
+            "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
+            "command": command,
+        },
+    }
+    if commit := code_commit():
+        facts["training"]["commit"] = commit
+    if base is not None:
+        facts["base_model"] = base
+    return facts
+
+
+def progress_facts(trainer) -> RunFacts:
+    """What has come of it so far: the training as it stands, the last evaluation, a sample."""
+    p, data = trainer.progress, trainer.data
+    sampling = trainer.sampling
+    training = {
+        "steps": p.step,
+        "tokens": p.tokens,
+        "precision": trainer.precision,
+        "hardware": device_name(trainer.device.type) + (f" x {trainer.world}" if trainer.world > 1 else ""),
+        "seconds": round(p.seconds, 1),
+        "tokens_per_second": p.tokens / p.seconds if p.seconds else 0.0,
+    }
+    facts: RunFacts = {
+        "training": training,
+        "data": {"epochs": data.batches.epochs(p.step, trainer.config.batch_size)},
+        "evaluation": {
+            "step": p.evaluated_step,
+            "val_loss": p.last_loss,
+            "bits_per_byte": bits_per_byte(p.last_loss, data.bytes_per_token),
+            "unigram_loss": data.baselines[UNIGRAM],
+            "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
+        },
+    }
+    if "base_model" in trainer.facts:
+        facts["evaluation"]["base_loss"] = p.first_loss
+    if trainer.sample:
+        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "seed": sampling.seed}
+        facts["sample"] = {"prompt": trainer.prompt, "text": trainer.sample, "settings": settings}
+    return facts
+
+
+def merged(first: dict, second: dict) -> dict:
+    """Two nested dicts as one; the second wins."""
+    both = dict(first)
+    for key, value in second.items():
+        both[key] = merged(both[key], value) if isinstance(both.get(key), dict) and isinstance(value, dict) else value
+    return both
+
+
+def public(text: str) -> str:
+    """A local path as its name alone: where somebody keeps files is nobody else's business."""
+    return Path(text).name if text and Path(text).expanduser().exists() else text
+
+
+def command_line(prog: str, argv: list[str]) -> str:
+    """The command that starts the same run, without private paths."""
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        words.append(
+            option + equals + public(value) if equals else word if word.startswith("configs") else public(word)
+        )
+    return shlex.join(["python", "-m", prog, *words])
+
+
+def code_commit() -> str:
+    """The commit of this code, if it is a checkout; empty where it is not or git is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
