@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanogpt_hub.convert import config_from_hf, config_to_hf, match_tensors, state_from_hf, state_to_hf
+from nanogpt_hub.convert import config_from_hf, config_to_hf, is_buffer, match_tensors, state_from_hf, state_to_hf
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -29,7 +29,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 WRAPPERS = ("_orig_mod", "module")  # torch.compile; DistributedDataParallel and its kin
-ITEM_SIZE = {"F32": 4, "BF16": 2, "F16": 2}  # the dtypes that are loaded
+WEIGHT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of the dtypes that are loaded
+BUFFER_BYTES = {**WEIGHT_BYTES, "BOOL": 1, "U8": 1}  # of those that masks may have, which are skipped
 MAX_HEADER = 16 * 2**20  # bytes; a thousand layers fit many times
 MAX_JSON = 16 * 2**20
 
@@ -75,7 +76,7 @@ def save_model(
         for name, data in (("config.json", content), ("generation_config.json", generation)):
             _write(staging / name, json.dumps(data, indent=2) + "\n")
         if tokenizer:
-            tokenizer.save(staging)
+            tokenizer.save(staging, model_max_length=config.block_size)
         _write_weights(staging, config, clean_state(gpt), dtype)
         _publish(staging, folder)
     finally:
@@ -187,7 +188,7 @@ def load_model(
         for path, header in headers.items():
             twice = shapes.keys() & header.keys()
             if twice:
-                raise CheckpointError(f"tensor {min(twice)!r} is in {path.name} and in another file")
+                raise CheckpointError(f"tensor {min(twice)[:80]!r} is in {path.name} and in another file")
             shapes |= header
         match_tensors(config, shapes)  # before anything is allocated
         tensors: dict[str, Tensor] = {}
@@ -257,7 +258,7 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in a safetensors file, from its header alone, checked against the file's size.
+    """Name -> shape of the weights in a safetensors file, from its header alone, checked against the file's size.
 
     The library's own reader takes headers of 100 MB and duplicate names; this one is stricter. CheckpointError.
     """
@@ -275,7 +276,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(
             f"{path.name} has {size:,} bytes where its header announces {8 + length + total:,}; fetch or save it again"
         )
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if not is_buffer(name)}
 
 
 def _tensor_bytes(path: Path, name: str, entry: Any) -> int:
@@ -283,16 +284,18 @@ def _tensor_bytes(path: Path, name: str, entry: Any) -> int:
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise CheckpointError(f"{path.name} has a malformed entry for tensor {name[:80]!r}")
-    if entry.get("dtype") not in ITEM_SIZE:
-        raise CheckpointError(f"tensor {name!r} is {entry.get('dtype')!r}; {', '.join(ITEM_SIZE)} can be loaded")
-    return math.prod(shape) * ITEM_SIZE[entry["dtype"]]
+    sizes = BUFFER_BYTES if is_buffer(name) else WEIGHT_BYTES
+    dtype = str(entry.get("dtype"))[:80]
+    if dtype not in sizes:
+        raise CheckpointError(f"tensor {name[:80]!r} is {dtype!r}; {', '.join(sizes)} can be loaded")
+    return math.prod(shape) * sizes[dtype]
 
 
 def _read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of one file as private copies: the file may change or vanish afterwards."""
     tensors = {}
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
+        for name in filter(lambda name: not is_buffer(name), file.keys()):
             tensor = file.get_tensor(name)
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"tensor {name!r} holds values that are not finite; the training had diverged")

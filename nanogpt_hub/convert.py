@@ -180,7 +180,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "rotary_fraction": (0.0, 1.0), "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6), "dropout": (0.0, 1.0),
 }  # fmt: skip
 MAX_PARAMETERS = 10**12
-BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # masks and tables, no weights
+BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 
 # Configs -------------------------------------------------------------------------------------------------------------
@@ -429,22 +429,27 @@ def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape]) -> dict[str, s
     optional = {head: (config.vocab_size, config.n_embd)} if config.tie_word_embeddings else {}
     found: dict[str, str] = {}
     for name, shape in shapes.items():
-        if family and BUFFERS.search(name):
+        if family and is_buffer(name):
             continue
         full = _full_name(family, name)
         wanted = expected.get(full, optional.get(full))
         if wanted is None or full in found:
             raise ValueError(
-                f"tensor {name!r} is {'there twice' if wanted else 'not part of the model in config.json'}"
+                f"tensor {_show(name)} is {'there twice' if wanted else 'not part of the model in config.json'}"
             )
         if tuple(shape) != wanted:
-            raise ValueError(f"tensor {name!r} has shape {list(shape)}; config.json asks for {list(wanted)}")
+            raise ValueError(f"tensor {_show(name)} has shape {list(shape)}; config.json asks for {list(wanted)}")
         found[full] = name
     lacking = sorted(expected.keys() - found.keys())
     if lacking:
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise ValueError(f"tensor {lacking[0]!r}{more} is missing from the weights")
     return found
+
+
+def is_buffer(name: str) -> bool:
+    """Whether older files have a mask or a rotary table under this name: no weight, and of any dtype."""
+    return BUFFERS.search(name) is not None
 
 
 def _full_name(family: Family | None, name: str) -> str:

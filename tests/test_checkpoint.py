@@ -72,6 +72,7 @@ def test_a_folder_holds_the_stock_files_and_leaves_others_alone(tmp_path):
     assert generation["top_k"] == tokenizer.vocab_size < 200
     assert generation["eos_token_id"] == json.loads((folder / "config.json").read_text())["eos_token_id"]
     assert os.listdir(folder.parent) == ["model"]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == config.block_size
     _, again = load_model(folder)
     assert again.hash == tokenizer.hash
 
@@ -303,6 +304,8 @@ HOSTILE = {
     "header beyond all files": (lambda f: write_header(f, "{}", length=2**63), "no complete safetensors"),
     "header names a tensor twice": (
         lambda f: write_header(f, f'{{"a": {ENTRY}, "a": {ENTRY}}}', b"\0" * 4), "a key is there twice"),
+    "header with a name without end": (
+        lambda f: edit_tensors(f, lambda t: t.update({"x" * 10**6: torch.ones(1)})), "not part of the model"),
     "header with a malformed entry": (lambda f: write_header(f, {"a": [1]}), "malformed entry"),
     "header with a negative shape": (
         lambda f: write_header(f, {"a": dict(dtype="F32", shape=[-1], data_offsets=[0, 4])}), "malformed entry"),

@@ -139,7 +139,7 @@ def test_the_hubs_gpt2_has_no_prefix_and_keeps_its_masks(tmp_path):
     theirs.save_pretrained(tmp_path)
     tensors = {k.removeprefix("transformer."): v for k, v in load_file(tmp_path / "model.safetensors").items()}
     tensors |= {f"h.{i}.attn.bias": torch.ones(1, 1, 24, 24).tril() for i in range(2)}
-    tensors["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors |= {"h.0.attn.masked_bias": torch.tensor(-torch.inf), "h.1.attn.bias": torch.ones(24, 24).bool()}
     tensors["lm_head.weight"] = tensors["wte.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
     assert_same_function(load_model(tmp_path)[0], theirs)
