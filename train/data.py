@@ -19,9 +19,7 @@ import math
 import os
 import shutil
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +97,8 @@ def _encoded(source: Source, tokenizer: Tokenizer, counts: dict, bar: tqdm) -> I
     """The ids of the whole source, a batch of pieces at a time; end-of-text between documents, where there is one."""
     separator = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
     starts = False  # the next piece begins a document other than the first
-    for pieces, encoded in _in_threads(tokenizer.encode_batch, _gathered(source.pieces())):
+    for pieces in _gathered(source.pieces()):
+        encoded = tokenizer.encode_batch([text for text, _ in pieces])
         flat = array("I")  # reads a list of ints three times as fast as NumPy does
         for (text, ends), ids in zip(pieces, encoded, strict=True):
             flat.extend(separator if starts else [])
@@ -114,19 +113,6 @@ def _encoded(source: Source, tokenizer: Tokenizer, counts: dict, bar: tqdm) -> I
         counts["tokens"] += len(tokens)
         counts["max_id"] = max(counts["max_id"], int(tokens.max(initial=0)))
         yield tokens
-
-
-def _in_threads(encode_batch: Callable, batches: Iterable[Pieces]) -> Iterator[tuple[Pieces, list[list[int]]]]:
-    """Each batch with its ids, in order. Encoders let go of the interpreter's lock, so threads use all cores."""
-    workers = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Pieces, Future]] = deque()
-        for pieces in batches:
-            waiting.append((pieces, pool.submit(encode_batch, [text for text, _ in pieces])))
-            if len(waiting) > workers:  # no further ahead than this: memory stays flat
-                done, ids = waiting.popleft()
-                yield done, ids.result()
-        yield from ((pieces, ids.result()) for pieces, ids in waiting)
 
 
 def _gathered(pieces: Iterable[tuple[str, bool]]) -> Iterator[Pieces]:
