@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config
 from nanogpt_hub.model import GPT
@@ -242,6 +242,11 @@ class DamagedError(HubError):
     """Bytes changed on the way."""
 
 
+def limit_waiting(seconds: float = 4 * TIMEOUT) -> None:
+    """Has the Hub client give up on a server that shows no sign of life for so long; by itself it waits for ever."""
+    get_session().timeout = seconds
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it was raised from."""
@@ -291,7 +296,7 @@ SENTENCES: list[tuple[type[BaseException], str]] = [  # the more special kinds f
     (HubError, "{error}"),
     (GatedRepoError, "{repo} is gated: ask for access on its page on the Hub, then sign in with `hf auth login`"),
     (RepositoryNotFoundError,
-     "there is no {repo} on the Hub that you may read, nor a folder here: check the name, or sign in (`hf auth login`)"),
+     "there is no {repo} here, and none on the Hub that you may read: check the name, or sign in with `hf auth login`"),
     (RevisionNotFoundError, "{repo} has no branch, tag or commit {revision!r}"),
     (DisabledRepoError, "{repo} was disabled by the Hub"),
     (LocalTokenNotFoundError, "you are not signed in to the Hub: run `hf auth login`, or set HF_TOKEN"),
