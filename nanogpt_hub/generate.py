@@ -29,7 +29,7 @@ from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["length", "stop", "eot", "time"]
 GREEDY_BELOW = 1e-5  # a temperature under this counts as 0; float32 cannot divide by much less
-LARGEST_LOGIT = 1e30  # infinite logits become this, so that differences of logits are never inf - inf
+LARGEST_LOGIT = 1e30  # infinite logits become this: finite in float32 under any penalty, so never inf - inf
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class SamplingConfig:
             if value is not None:
                 object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
         for name, kind, least, most in (
-            ("max_new_tokens", int, 1, math.inf), ("temperature", float, 0, math.inf), ("top_k", int, 0, math.inf),
-            ("top_p", float, 0, 1), ("min_p", float, 0, 1), ("repetition_penalty", float, 1e-6, math.inf),
-            ("seed", int, 0, 2**53), ("max_seconds", float, 0, math.inf),  # JSON keeps integers up to 2**53
+            ("max_new_tokens", int, 1, math.inf), ("temperature", float, 0, 10**6), ("top_k", int, 0, math.inf),
+            ("top_p", float, 0, 1), ("min_p", float, 0, 1), ("repetition_penalty", float, 1e-6, 10**6),
+            ("seed", int, 0, 2**53), ("max_seconds", float, 0, 10**9),  # JSON keeps integers up to 2**53
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None and name in ("top_k", "seed", "max_seconds"):
                 continue
             number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            if not number or not least <= value <= most or not math.isfinite(value):
+            if not number or not least <= value <= most:
                 what = "a whole number" if kind is int else "a number"
-                up_to = f" and at most {most}" if most < math.inf else ""
+                up_to = f" and at most {most:,}" if most < math.inf else ""
                 raise ValueError(f"{name} is {value!r}; it must be {what} of at least {least}{up_to}")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop is {self.stop!r}; each stop string must be a text of at least one character")
@@ -148,7 +148,6 @@ def sampler_stages(logits: Tensor, config: SamplingConfig, seen: Tensor | None =
     yield "model", logits
     if config.repetition_penalty != 1 and seen is not None:
         logits = apply_repetition_penalty(logits, config.repetition_penalty, seen)
-        logits = torch.where(logits == math.inf, LARGEST_LOGIT, logits)
         yield "repetition_penalty", logits
     if config.temperature != 1:
         logits = apply_temperature(logits, config.temperature)

@@ -162,11 +162,11 @@ def test_stages_name_each_sampler_that_is_on():
     logits=st.lists(
         st.sampled_from([-math.inf, -3e38, -1.0, 0.0, 1e-30, 1.0, 1.5, 88.0, 3e38, math.inf]), min_size=3, max_size=9
     ),
-    temperature=st.sampled_from([0.0, 1e-300, 1e-5, 1e-3, 1.0, 100.0, 1e30]),
+    temperature=st.sampled_from([0.0, 1e-300, 1e-5, 1e-3, 1.0, 100.0, 1e6]),
     top_k=st.sampled_from([None, 0, 1, 2, 10**9]),
     top_p=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
     min_p=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
-    penalty=st.sampled_from([0.1, 1.0, 10.0, 1e6]),
+    penalty=st.sampled_from([1e-6, 0.1, 1.0, 10.0, 1e6]),
     uniform=st.sampled_from([0.0, 1e-12, 0.5, 1 - 2**-24]),
 )
 @settings(max_examples=400, deadline=None)
@@ -338,7 +338,7 @@ def test_no_tokenizer_and_no_numbers(model):
 @pytest.mark.parametrize(
     "field",
     [
-        dict(temperature=-1), dict(temperature=math.nan), dict(temperature="hot"), dict(temperature=None),
+        dict(temperature=-1), dict(temperature=math.nan), dict(temperature="hot"), dict(temperature=None), dict(temperature=10**400),
         dict(top_k=-1), dict(top_k=1.5), dict(top_p=1.1), dict(top_p=-0.1), dict(min_p=2), dict(repetition_penalty=0),
         dict(repetition_penalty=math.inf), dict(max_new_tokens=0), dict(max_new_tokens=True), dict(seed=-1),
         dict(seed=2**60), dict(stop=("",)), dict(stop=(1,)), dict(stop_tokens=("a",)), dict(max_seconds=-1),
