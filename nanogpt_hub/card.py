@@ -124,7 +124,8 @@ def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", loss_curve
         loss_curve = any((place / "loss.png").is_file() for place in (folder / "training", folder.parent))
     path = folder / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    block = render(facts, title, repo_id or folder.as_posix(), on_hub=bool(repo_id), loss_curve=loss_curve)
+    name = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())  # no private path in a card
+    block = render(facts, title, name, on_hub=bool(repo_id), loss_curve=loss_curve)
     text = update_readme(old, metadata(facts, title), block)
     validate_readme(text)
     return text
