@@ -338,7 +338,8 @@ def test_no_tokenizer_and_no_numbers(model):
 @pytest.mark.parametrize(
     "field",
     [
-        dict(temperature=-1), dict(temperature=math.nan), dict(temperature="hot"), dict(temperature=None), dict(temperature=10**400),
+        dict(temperature=-1), dict(temperature=math.nan), dict(temperature="hot"), dict(temperature=None),
+        dict(temperature=10**400),
         dict(top_k=-1), dict(top_k=1.5), dict(top_p=1.1), dict(top_p=-0.1), dict(min_p=2), dict(repetition_penalty=0),
         dict(repetition_penalty=math.inf), dict(max_new_tokens=0), dict(max_new_tokens=True), dict(seed=-1),
         dict(seed=2**60), dict(stop=("",)), dict(stop=(1,)), dict(stop_tokens=("a",)), dict(max_seconds=-1),
