@@ -477,10 +477,25 @@ def _hub_facts(name: str, revision: str) -> dict:
             "spelling, or log in with `hf auth login` if it is private or gated"
         ) from error
     except RevisionNotFoundError as error:
-        raise SourceError(f"the Hub dataset {name!r} has no branch, tag or commit {revision!r}") from error
+        raise SourceError(f"the Hub dataset {name} has no branch, tag or commit {revision!r}") from error
     except (HTTPError, OSError):  # offline: what an earlier run left in the cache may still serve
         return {}
     return {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """What goes wrong in the datasets library becomes a SourceError of one line."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except SourceError:
+        raise
+    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise SourceError(f"the Hub dataset {name} cannot be read: {reason}") from error
 
 
 def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
@@ -488,14 +503,20 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
     import datasets
 
     streaming = online and re.fullmatch(r"[\w.-]+", split) is not None
+    options = dict(split=split, revision=revision or None, streaming=streaming)
     try:
-        return datasets.load_dataset(name, config or None, split=split, revision=revision or None, streaming=streaming)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) if online else "the Hub cannot be reached, and the cache does not have it"
-        asked = f"config {config or 'default'!r}, split {split!r}"
-        raise SourceError(f"no file or folder {name!r} here, and as a Hub dataset ({asked}): {reason}") from error
+        with _hub_errors(f"{name} (config {config or 'default'}, split {split})"):
+            return datasets.load_dataset(name, config or None, **options)
+    except SourceError as error:
+        if online:
+            raise
+        raise SourceError(
+            f"there is no file or folder {name!r} here, and the Hub cannot be reached to look for a dataset of that "
+            "name"
+        ) from error
 
 
 def _read_hub(rows, name: str, column: str) -> Chunks:
-    for row in rows:
-        yield from _row_text(row, column, f"the Hub dataset {name!r}")
+    with _hub_errors(name):
+        for row in rows:
+            yield from _row_text(row, column, f"the Hub dataset {name}")
