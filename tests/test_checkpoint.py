@@ -141,7 +141,11 @@ def test_old_shards_go_and_a_failed_save_changes_nothing(tmp_path, monkeypatch):
     for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
         (tmp_path / stale).write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_text("not ours")
+    killed = tmp_path.with_name(f".{tmp_path.name}.saving")  # what a run that was killed leaves
+    killed.mkdir()
+    (killed / "tokenizer.json").write_text("of another run")
     save_model(tmp_path, filled(2))
+    assert not (tmp_path / "tokenizer.json").exists()
     assert {n for n in os.listdir(tmp_path) if "safetensors" in n} == {"model.safetensors", "adapter_model.safetensors"}
 
     def full_disk(*args, **kwargs):
