@@ -221,7 +221,7 @@ class HubServer:
     def dispatch(self, request: Request) -> Response:
         for method, pattern, function in ROUTES:
             found = pattern.fullmatch(request.path)
-            if found and method in (request.method, "HEAD" if request.method == "GET" else request.method):
+            if found and method == request.method.replace("HEAD", "GET"):
                 with self.lock:
                     return function(self, request, **{k: v and unquote(v) for k, v in found.groupdict().items()})
         raise Answer(404, f"no route for {request.method} {request.path}")
@@ -498,13 +498,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def respond(self, request: Request, fault: Fault | None) -> None:
         status, headers, body = 0, {}, b""
+        if fault is not None:
+            time.sleep(fault.hang)
         if fault is None or fault.applied:
             try:
                 status, headers, body = self.hub.dispatch(request)
             except Answer as error:
                 status, headers, body = answer(error.body, error.status, error.headers)
         if fault is not None:
-            time.sleep(fault.hang)
             if fault.drop:
                 return self.hang_up()
             status, headers, body = answer({"error": "failing on request"}, fault.status, fault.headers)
