@@ -320,9 +320,3 @@ def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:
             f"the tokenizer ({tokenizer.kind}) has {tokenizer.vocab_size} ids, but the model's vocab_size is "
             f"{config.vocab_size}: they do not belong together"
         )
-
-
-def file_sizes(folder: str | Path) -> dict[str, int]:
-    """Bytes of each file in a folder, those in subfolders included, by its path within."""
-    folder = Path(folder)
-    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
