@@ -1,5 +1,17 @@
 """nanogpt_hub: the simplest way to train a GPT, understand it and share it."""
 
+from nanogpt_hub.checkpoint import load_model, save_model
+from nanogpt_hub.generate import SamplingConfig, generate, stream_text
+from nanogpt_hub.hub import from_pretrained
 from nanogpt_hub.model import GPT, GPTConfig
 
-__all__ = ["GPT", "GPTConfig"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "SamplingConfig",
+    "from_pretrained",
+    "generate",
+    "load_model",
+    "save_model",
+    "stream_text",
+]

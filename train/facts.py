@@ -81,7 +81,8 @@ def merged(first: dict, second: dict) -> dict:
 
 def public(text: str) -> str:
     """A local path as its name alone: where somebody keeps files is nobody else's business."""
-    return Path(text).name if text and Path(text).expanduser().exists() else text
+    path = Path(text).expanduser()
+    return path.name if text and (path.is_absolute() or path.exists()) else text
 
 
 def command_line(prog: str, argv: list[str]) -> str:
