@@ -5,9 +5,9 @@
     lens = logit_lens(model, tokenizer, inside)                          # what each layer would have answered
     surprise(model, tokenizer, "To be, or not").bits_per_byte            # how well the model knows a text
 
-All functions leave the model as it was and change nothing in it meanwhile, so that threads may share one. What they
-return is on the CPU. Ids beyond the tokenizer's vocabulary have no text and no part in any distribution, as when
-generating. Entropies, divergences and surprise are in bits.
+All functions leave the model in the mode in which it was, and change nothing in one that is in eval mode, so that
+threads may share it. What they return is on the CPU. Ids beyond the tokenizer's vocabulary have no text and no part in
+any distribution, as when generating. Entropies, divergences and surprise are in bits.
 
 Shape legend:  T tokens   V vocab_size   L n_layer   H n_head   D head_dim   C n_embd
 """
@@ -63,7 +63,7 @@ def tokens_of(tokenizer: Tokenizer, text: str, max_tokens: int = 1024) -> list[P
         start, end = spans[place] if spans else (None, None)
         if not pieces or start is None or start >= reach:
             group += 1
-        reach = max(reach, end or 0)  # a token may have no bytes
+        reach = end
         pieces.append(Piece(id, data, tokenizer.token_str(id), start, end, group))
     return pieces
 
@@ -164,7 +164,10 @@ def divergence(
     """
     ids = encode_prompt(tokenizer_a, text)
     if tokenizer_b is None or tokenizer_a.hash != tokenizer_b.hash:
-        raise ValueError("the two models have different tokenizers: their next tokens cannot be compared one by one")
+        raise ValueError(
+            "the two models do not have the same tokenizer, so their next tokens cannot be "
+            "compared: choose two that share one"
+        )
     vocab = min(_vocab(model_a, tokenizer_a), model_b.config.vocab_size)
     log_a, log_b = (_next_logits(model, ids, vocab)[0, :vocab].double().log_softmax(-1) for model in (model_a, model_b))
     a, b = log_a.exp(), log_b.exp()
