@@ -139,7 +139,7 @@ def open_source(
             f"config, split and revision belong to Hub datasets, but {source!r} is a source of kind {opened.kind}; "
             "leave them out"
         )
-    if next(opened.read(), None) is None:
+    if next(opened.pieces(), None) is None:  # looks through the first document, or the first PIECE_CHARS of it
         raise SourceError(f"{source} holds no text: there is nothing to train on")
     return opened
 
