@@ -430,14 +430,13 @@ class Part(NamedTuple):
 def parameters_by_part(model: GPT) -> list[Part]:
     """How many parameters each kind of weights has; the sum is `model.num_params()`, a tied head counts as 0."""
     tied = model.lm_head.weight is model.wte.weight
-    kinds = {"wte": "token embedding", "wpe": "position embedding", "attn": "attention", "mlp": "feed-forward",
-             "lm_head": "head"}  # fmt: skip
-    counts = dict.fromkeys(("token embedding", "position embedding", "attention", "feed-forward", "norms", "head"), 0)
+    names = {"wte": "token embedding", "wpe": "position embedding", "attn": "attention", "mlp": "feed-forward",
+             "norm": "norms", "lm_head": "head"}  # fmt: skip
+    counts = dict.fromkeys(names, 0)
     for name, parameter in model.named_parameters():
-        kind = next((kinds[part] for part in name.split(".") if part in kinds), "norms")
-        counts[kind] += parameter.numel()
+        counts[next((part for part in name.split(".") if part in names), "norm")] += parameter.numel()
     notes = {
-        "head": "the token embedding, used again" if tied else "",
-        "position embedding": "" if model.wpe is not None else "none: positions are rotations",
+        "lm_head": "the token embedding, used again" if tied else "",
+        "wpe": "" if model.wpe is not None else "none: positions are rotations",
     }
-    return [Part(name, count, notes.get(name, "")) for name, count in counts.items()]
+    return [Part(names[kind], count, notes.get(kind, "")) for kind, count in counts.items()]
