@@ -267,7 +267,7 @@ def is_transient(error: BaseException) -> bool:
     return False
 
 
-def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 1.0) -> T:
+def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) -> T:
     """Does the work, again where it failed for a moment: a reset connection, a damaged file."""
     for attempt in range(1, tries + 1):
         try:

@@ -130,13 +130,10 @@ def collect(
     found = files_in(folder)
     files: dict[str, Path | bytes] = {name: found[name] for name in choose_files(found, MODEL_FILES)}
     files |= training_files(folder) if extra_files is None else extra_files
-    if facts is None:
-        record = files.get("training/run.json")
-        facts = read_json(record) if isinstance(record, Path) else {}
-    else:
+    if facts is not None:
         files["training/run.json"] = (json.dumps(facts, indent=2) + "\n").encode()  # says what the card says
-    files["README.md"] = make_card(folder, facts, repo_id, "training/loss.png" in files).encode()
-    return files
+    card = make_card(folder, read_facts(files), repo_id, "training/loss.png" in files)
+    return {**files, "README.md": card.encode()}
 
 
 def training_files(folder: Path) -> dict[str, Path]:
@@ -154,8 +151,16 @@ def files_in(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def commit_message(facts: RunFacts | None) -> str:
-    evaluation = (facts or {}).get("evaluation", {})
+def read_facts(files: Files) -> RunFacts:
+    """The facts of the run among the files of a push."""
+    record = files.get("training/run.json")
+    if isinstance(record, bytes):
+        return json.loads(record)
+    return read_json(record) if record else {}
+
+
+def commit_message(files: Files) -> str:
+    evaluation = read_facts(files).get("evaluation", {})
     if "val_loss" not in evaluation:
         return "Upload model"
     return f"Step {evaluation.get('step', '?')}: validation loss {evaluation['val_loss']:.4f}"
@@ -299,7 +304,7 @@ def push_to_hub(
     load_model(folder) if model is None else verify(folder, model)
     place = preflight(repo_id, private=private, token=token)
     files = collect(folder, place.repo_id, facts, extra_files)
-    push = Push(place.repo_id, files, message or commit_message(facts), branch, tuple(tags))
+    push = Push(place.repo_id, files, message or commit_message(files), branch, tuple(tags))
     say(f"pushing {len(files)} files, {size(total_size(files))}, to {place.repo_id} ({branch})")
     sha = send_patiently(push, HfApi(token=token), say, backoff)
     return Pushed(place.repo_id, branch, sha, place.url)

@@ -123,8 +123,9 @@ class Pusher:
         def prepare() -> Job:
             if model is not None:
                 verify(folder, model)
-            staged = self._stage(folder.parent, tag or "best", collect(folder, self.repo_id, facts, extra_files))
-            push = Push(self.repo_id, files_in(staged), message or commit_message(facts), branch, (tag,) if tag else ())
+            files = collect(folder, self.repo_id, facts, extra_files)
+            staged = self._stage(folder.parent, tag or "best", files)
+            push = Push(self.repo_id, files_in(staged), message or commit_message(files), branch, (tag,) if tag else ())
             command = ["push", (staged if tag else folder).as_posix(), self.repo_id]
             command += ["--branch", branch, "--tag", tag] if tag else []
             return Job(tag or branch, push, staged, shlex.join(["nanogpt-hub", *command]))

@@ -12,6 +12,7 @@ the real Hub, so that a token sent there would be seen. Xet is not spoken (HF_HU
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
@@ -75,7 +76,7 @@ class Repo:
 
     def commit(self, tree: dict[str, File], title: str, branch: str = "main", description: str = "") -> Commit:
         parent = self.branches.get(branch)
-        sha = hashlib.sha1(f"{self.id}{len(self.commits)}{title}".encode()).hexdigest()
+        sha = os.urandom(20).hex()
         self.commits[sha] = Commit(sha, parent, title, description, tree)
         self.branches[branch] = sha
         return self.commits[sha]
