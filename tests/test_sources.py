@@ -377,7 +377,7 @@ import json, sys
 from nanogpt_hub.sources import SourceError, open_source
 for options in json.load(sys.stdin):
     try:
-        source = open_source("me/tiny", **options)
+        source = open_source(**options)
         answer = [source.describe(), list(source.documents()), source.fingerprint]
     except SourceError as error:
         answer = str(error)
@@ -402,10 +402,11 @@ def serve_dataset(server: Server) -> None:
     }.items():  # fmt: skip
         server.answers[path] = (200, {}, json.dumps(answer).encode())
     server.answers[f"{api}/revision/v9"] = (404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
+    server.answers["/api/datasets/me/none"] = (404, {"X-Error-Code": "RepoNotFound"}, b"{}")
 
 
 def ask_the_hub(server: Server, home: Path, asked: list[dict]) -> list:
-    """What open_source("me/tiny", ...) gives for each of the options, in a process that takes `server` for the Hub."""
+    """What open_source gives for each of the options, in a process that takes `server` for the Hub."""
     env = {
         **os.environ,
         "HF_ENDPOINT": server.url,
@@ -414,7 +415,14 @@ def ask_the_hub(server: Server, home: Path, asked: list[dict]) -> list:
         "HF_DATASETS_OFFLINE": "0",
     }
     command = [sys.executable, "-c", ASK_THE_HUB]
-    run = subprocess.run(command, env=env, input=json.dumps(asked), text=True, capture_output=True, check=False)
+    run = subprocess.run(
+        command,
+        env=env,
+        input=json.dumps([{"source": "me/tiny", **options} for options in asked]),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
 
@@ -428,6 +436,7 @@ def test_a_hub_dataset(server, tmp_path):
         r"BuilderConfig 'en' not found. Available: \['default'\]": {"config": "en"},
         r"no column 'txt'; it has text, n$": {"text_column": "txt"},
         r"column 'n' holds int, not text": {"text_column": "n"},
+        r"'me/none' is neither a file or folder here nor a dataset on the Hub that": {"source": "me/none"},
     }
     train, tagged, test, sliced, *errors = ask_the_hub(server, tmp_path, [*good, *bad.values()])
     facts = {"kind": "hub", "name": "me/tiny", "split": "train", "revision": SHA, "license": "cc0-1.0"}
@@ -438,12 +447,6 @@ def test_a_hub_dataset(server, tmp_path):
     assert sliced[1] == ["two", "three"]
     for error, message in zip(errors, bad, strict=True):
         assert re.search(message, error)
-
-
-def test_a_dataset_that_is_not_on_the_hub(hub):
-    message = "'me/none' is neither a file or folder here nor a dataset on the Hub that you may read"
-    with pytest.raises(SourceError, match=message):
-        open_source("me/none")
 
 
 def test_no_network_and_no_such_file():
