@@ -1,0 +1,1 @@
+"""What is measured, and how: each module here prints a table and can be run by anyone (`make bench`)."""
