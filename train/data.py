@@ -228,8 +228,8 @@ class TokenRange:
         return self.stop - self.start
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length) of this range, counted from its own beginning."""
-        assert 0 <= start <= start + length <= len(self)
+        """Tokens [start, start + length) of this range, counted from its own beginning; read-only."""
+        assert 0 <= start < start + length <= len(self)
         start += self.start
         shard = int(np.searchsorted(self.ends, start, side="right"))
         at = start - (int(self.ends[shard]) - len(self.shards[shard]))
