@@ -46,6 +46,7 @@ class UnknownCharacterError(ValueError):
 
 class Tokenizer:
     """A tokenizer.json at work. Text is plain text: `<|endoftext|>` written in it is thirteen characters, no token.
+    (AutoTokenizer takes it for the token, unless it is called with split_special_tokens=True.)
 
     kind: "char", "byte", "bpe" (byte-level, GPT-2's way), "gpt2" (with GPT-2's vocabulary) or "custom".
     vocab_size: the largest id + 1. eot_id: the id that ends a document, None where the tokenizer has none.
@@ -55,14 +56,15 @@ class Tokenizer:
     def __init__(self, json_text: str, config: dict | None = None):
         """From the text of a tokenizer.json and the contents of a tokenizer_config.json. ValueError if it is broken."""
         self._json = json_text
-        self._backend, data = _parse(json_text)
-        vocab = self._backend.get_vocab()
-        self._tokens = {token_id: token for token, token_id in vocab.items()}
+        with _as_value_error("read it"):
+            self._backend = _backend(json_text)
+            data, vocab = json.loads(json_text), self._backend.get_vocab()
+            self._tokens = {token_id: token for token, token_id in vocab.items()}
+            self._bytes, self._strips_first_space = _bytes_of_tokens(data.get("decoder"), self._tokens)
+            self.kind = _kind(data, vocab)
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_TOKEN_ID:
             raise ValueError(f"a tokenizer needs 1 to {MAX_TOKEN_ID} ids; this one has {self.vocab_size}")
-        self._bytes, self._strips_first_space = _bytes_of_tokens(data.get("decoder"), self._tokens)
-        self.kind = _kind(data, vocab)
         self.config = _complete_config(config, EOT in vocab)
         self.eot_id = vocab.get(_token_content(self.config.get("eos_token")), vocab.get(EOT))
 
@@ -102,24 +104,21 @@ class Tokenizer:
         return _sha256([data.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, nothing added. ValueError for text that no file can hold, UnknownCharacterError (char)."""
-        _check(text)
-        if self.kind == "char":
-            return self._encode_characters(text)
-        if self.kind == "byte":
-            return list(text.encode())
-        if self._tiktoken is not None:
-            return self._tiktoken.encode_ordinary(text)
-        with _as_value_error("encode this text"):
-            return self._backend.encode(text, add_special_tokens=False).ids
+        """The ids of a text, nothing added. ValueError for what is no text, UnknownCharacterError (char)."""
+        return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` for each text, on all cores where that pays."""
-        if self.kind != "custom":
-            return [self.encode(text) for text in texts]
+        texts = list(texts)
         for text in texts:
             _check(text)
-        with _as_value_error("encode these texts"):
+        if self.kind == "char":
+            return [self._encode_characters(text) for text in texts]
+        if self.kind == "byte":
+            return [list(text.encode()) for text in texts]
+        if self._tiktoken is not None:
+            return [self._tiktoken.encode_ordinary(text) for text in texts]
+        with _as_value_error("encode"):
             return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -128,17 +127,18 @@ class Tokenizer:
         Raises ValueError for an id outside the vocabulary.
         """
         ids = list(map(int, ids))
-        for extreme in (min(ids, default=0), max(ids, default=0)):
-            self._check_id(extreme)
+        if ids:
+            self._known(min(ids))
+            self._known(max(ids))
         if self._bytes is None:
-            with _as_value_error("decode these ids"):
+            with _as_value_error("decode"):
                 return self._backend.decode(ids, skip_special_tokens=False)
         text = b"".join([self._bytes.get(token_id, b"") for token_id in ids]).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self._strips_first_space else text
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; they may be a part of a character. Empty for an id that no token has."""
-        self._check_id(token_id)
+        token_id = self._known(token_id)
         if self._bytes is None:
             return self._tokens.get(token_id, "").encode()
         return self._bytes.get(token_id, b"")
@@ -147,9 +147,10 @@ class Tokenizer:
         r"""A token for display: its text, and bytes that are only a part of a character as `\xe2`."""
         return self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
 
-    def _check_id(self, token_id: int) -> None:
+    def _known(self, token_id: int) -> int:
         if not 0 <= token_id < self.vocab_size:
             raise ValueError(f"token id {token_id} is not in the tokenizer: its ids are 0 to {self.vocab_size - 1}")
+        return int(token_id)  # of an array's or tensor's element, too
 
     @cached_property
     def _id_of_code_point(self) -> np.ndarray:
@@ -223,8 +224,9 @@ class StreamDecoder:
 
     def _push_window(self, token_id: int) -> str:
         """Decoders may look at a token's neighbour (is it the first? a continuation?), so each is decoded with one."""
+        token_id = self.tokenizer._known(token_id)
         if token_id not in self.tokenizer._tokens:
-            return self.tokenizer.decode([token_id])
+            return ""
         self._window.append(token_id)
         text = self.tokenizer.decode(self._window)
         if text.endswith("\ufffd") or not text.startswith(self._shown):
@@ -246,7 +248,7 @@ def build_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]
     if spec == "char":
         return _build_char(_documents(texts))
     if spec == "byte":
-        return _build_byte_level([bytes([b]) for b in range(256)], [])
+        return _build_byte_level(LETTERS, [])
     if spec == "gpt2":
         return _build_gpt2()
     if bpe and 258 <= int(bpe[1]) <= MAX_TOKEN_ID:
@@ -261,9 +263,8 @@ def build_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]
 
 def _documents(texts: Iterable[str] | Callable[[], Iterable[str]]) -> Iterator[str]:
     texts = texts() if callable(texts) else texts
-    for text in tqdm(
-        [texts] if isinstance(texts, str) else texts, desc="reading for the vocabulary", unit="doc", delay=1
-    ):
+    texts = [texts] if isinstance(texts, str) else texts
+    for text in tqdm(texts, desc="reading for the vocabulary", unit="doc", delay=1):
         _check(text)
         yield text
 
@@ -292,8 +293,8 @@ def _build_bpe(vocab_size: int, documents: Iterator[str]) -> Tokenizer:
     merges = json.loads(learner.to_str())["model"]["merges"]
     if not merges:
         raise ValueError("there is no text to learn merges from")
-    learned = sorted((i, token) for token, i in learner.get_vocab().items() if len(token) > 1)
-    return _build_byte_level([bytes([b]) for b in range(256)] + [_to_bytes(token) for _, token in learned], merges)
+    vocab = learner.get_vocab()
+    return _build_byte_level([*LETTERS, *sorted(vocab.keys() - {*LETTERS}, key=vocab.get)], merges)
 
 
 def _build_gpt2() -> Tokenizer:
@@ -310,12 +311,12 @@ def _build_gpt2() -> Tokenizer:
             ) from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     merges = _merges_of({token: i for i, token in enumerate(tokens)})
-    return _build_byte_level(tokens, [[_to_letters(part) for part in pair] for pair in merges])
+    return _build_byte_level([*map(_to_letters, tokens)], [[*map(_to_letters, pair)] for pair in merges])
 
 
-def _build_byte_level(tokens: list[bytes], merges: list[list[str]]) -> Tokenizer:
-    """GPT-2's pipeline over tokens in the order of their ids; end-of-text is put last."""
-    return _from_vocab([*map(_to_letters, tokens), EOT], merges, BYTE_LEVEL, BYTE_LEVEL)
+def _build_byte_level(tokens: list[str], merges: list[list[str]]) -> Tokenizer:
+    """GPT-2's pipeline over tokens, spelled in `LETTERS`, in the order of their ids; end-of-text is put last."""
+    return _from_vocab([*tokens, EOT], merges, BYTE_LEVEL, BYTE_LEVEL)
 
 
 def _from_vocab(vocab: list[str], merges: list, pre_tokenizer: dict | None, decoder: dict) -> Tokenizer:
@@ -365,9 +366,10 @@ def _to_letters(data: bytes) -> str:
 
 def _to_bytes(token: str) -> bytes:
     """The bytes of a token of a byte-level vocabulary; a special token may hold other letters and stands for itself."""
-    if all(letter in BYTE_OF_LETTER for letter in token):
-        return bytes(BYTE_OF_LETTER[letter] for letter in token)
-    return token.encode()
+    try:
+        return bytes([BYTE_OF_LETTER[letter] for letter in token])
+    except KeyError:
+        return token.encode()
 
 
 def _byte_fallback(token: str) -> bytes:
@@ -398,22 +400,23 @@ def _bytes_of_tokens(decoder: dict | None, tokens: dict[int, str]) -> tuple[dict
 
 def _kind(data: dict, vocab: dict[str, int]) -> str:
     """What a tokenizer.json is, from what it says, never from its name."""
-    model = data["model"]
-    plain = model.get("type") == "BPE" and not any(
-        model.get(option)
-        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    )
+    model, pre_tokenizer, decoder = data["model"], data.get("pre_tokenizer"), data.get("decoder") or {}
+    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     added = data.get("added_tokens", [])
     special = {token["content"] for token in added if token["special"]}
-    if not plain or data.get("normalizer") or len(special) < len(added):
+    learned = vocab.keys() - special
+    if model.get("type", "BPE") != "BPE" or any(map(model.get, options)) or data.get("normalizer"):
         return "custom"
-    pre_tokenizer, decoder, learned = data.get("pre_tokenizer"), data.get("decoder"), vocab.keys() - special
-    if pre_tokenizer is None and decoder == FUSE and not model["merges"] and {*map(len, learned)} == {1}:
+    if "merges" not in model or len(special) < len(added):  # tokens that aren't special are found in plain text
+        return "custom"
+    one_by_one = not model["merges"] and not model.get("unk_token")
+    if pre_tokenizer is None and decoder == FUSE and one_by_one and {*map(len, learned)} == {1}:
         return "char"
-    byte_level = {**BYTE_LEVEL, **(pre_tokenizer or {}), "trim_offsets": True} == BYTE_LEVEL
-    if not byte_level or (decoder or {}).get("type") != "ByteLevel" or not learned.issuperset(LETTERS):
+    if pre_tokenizer is None or {**BYTE_LEVEL, **pre_tokenizer, "trim_offsets": True} != BYTE_LEVEL:
         return "custom"
-    if [vocab[letter] for letter in LETTERS] == [*range(256)] and not model["merges"]:
+    if decoder.get("type") != "ByteLevel" or not learned.issuperset(LETTERS):
+        return "custom"
+    if one_by_one and [vocab[letter] for letter in LETTERS] == [*range(256)]:
         return "byte"
     return "gpt2" if _sha256([vocab, _pairs(model["merges"])]) == GPT2_SHA256 else "bpe"
 
@@ -423,15 +426,13 @@ def _pairs(merges: list) -> list[list[str]]:
     return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
-def _parse(text: str) -> tuple[tokenizers.Tokenizer, dict]:
-    """The working tokenizer and the plain data of a tokenizer.json. ValueError where the library can't read it."""
-    data = _json_object(text)
-    with _as_value_error("read this tokenizer.json"):
-        backend = tokenizers.Tokenizer.from_str(text)
+def _backend(text: str) -> tokenizers.Tokenizer:
+    """A tokenizer.json's tokenizer that takes texts as they are."""
+    backend = tokenizers.Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # "</s>" in a text is text
-    return backend, data
+    return backend
 
 
 @contextmanager
@@ -442,7 +443,7 @@ def _as_value_error(verb: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # Ctrl-C
-        raise ValueError(f"the tokenizers library cannot {verb} ({error})") from error
+        raise ValueError(f"the tokenizers library cannot {verb}: {error}") from error
 
 
 def _json_object(text: str) -> dict:
@@ -462,23 +463,21 @@ def _read(file: Path) -> str:
     return file.read_bytes().decode("utf-8")  # as it is: no newline is translated
 
 
-def _read_config(folder: Path) -> dict | None:
+def _read_config(folder: Path) -> dict:
     """tokenizer_config.json with what older and newer versions of Transformers keep in files of their own."""
-    config = None
+    config = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            config = {**(config or {}), **_json_object(_read(folder / name))}
+            config |= _json_object(_read(folder / name))
     if (folder / "chat_template.jinja").is_file():
-        config = {**(config or {}), "chat_template": _read(folder / "chat_template.jinja")}
+        config["chat_template"] = _read(folder / "chat_template.jinja")
     return config
 
 
 def _complete_config(config: dict | None, has_eot: bool) -> dict:
     """A tokenizer_config.json that makes Transformers follow tokenizer.json, and never asks to run code."""
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOT) if has_eot else {}
-    if config is None:
-        return {"tokenizer_class": TOKENIZER_CLASS, "clean_up_tokenization_spaces": False, **special}
-    config = dict(config)
+    config = dict(config or {"clean_up_tokenization_spaces": False, **special})
     if config.pop("auto_map", None) or not config.get("tokenizer_class"):
         config["tokenizer_class"] = TOKENIZER_CLASS
     if has_eot and not config.get("eos_token"):
@@ -486,7 +485,7 @@ def _complete_config(config: dict | None, has_eot: bool) -> dict:
     return config
 
 
-def _token_content(token: object) -> object:
+def _token_content(token: object) -> str | None:
     """A special token of a config, which may be written as a string or as an object."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None

@@ -1,7 +1,9 @@
 """Tokenizers: exact round trips, the same ids as Transformers, streams that never break, files that may be hostile."""
 
 import json
+import unicodedata
 
+import numpy as np
 import pytest
 import tiktoken
 import tokenizers
@@ -48,6 +50,16 @@ def llama_like(*strip: decoders.Strip) -> tokenizers.Tokenizer:
     return backend
 
 
+def nanochat_like() -> tokenizers.Tokenizer:
+    """Bytes with another split into words than GPT-2's, and special tokens that no byte-level letters spell."""
+    backend = tokenizers.Tokenizer.from_str(build_tokenizer("bpe:270", TEXTS)._json)
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,2}|\s+|\S"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(["<｜end▁of talk｜>"])
+    return backend
+
+
 def words(decoder: object) -> tokenizers.Tokenizer:
     """A vocabulary whose tokens read differently by what stands beside them. No token has the id 3."""
     pieces = ["<unk>", "▁a", "b", None, "▁b", "##a", "a</w>", ".", "<pad>", "▁", "c", "'s"]
@@ -60,6 +72,7 @@ def words(decoder: object) -> tokenizers.Tokenizer:
 
 
 FOREIGN = {
+    "nanochat": nanochat_like(),
     "llama": llama_like(decoders.Strip(" ", 1, 0)),
     "gemma": llama_like(),
     "metaspace": words(decoders.Metaspace()),
@@ -132,11 +145,48 @@ def test_gpt2_out_of_reach_is_said(monkeypatch):
 
 
 def test_fast_merging_only_where_the_merges_follow_from_the_ids():
-    tokens = [bytes([b]) for b in range(256)] + [b"ab", b"bc"]
+    tokens = [*module.LETTERS, "ab", "bc"]
     merges = [["a", "b"], ["b", "c"]]
     usual, swapped = (module._build_byte_level(tokens, order) for order in (merges, merges[::-1]))
     assert (usual.kind, usual._tiktoken is None, usual.encode("abc")) == ("bpe", False, [256, ord("c")])
     assert (swapped.kind, swapped._tiktoken is None, swapped.encode("abc")) == ("bpe", True, [ord("a"), 257])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"model": {"unk_token": "a"}},
+        {"model": {"ignore_merges": True}},
+        {"model": {"byte_fallback": True}},
+        {"added": "the"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("spec", KINDS[:3])
+def test_any_other_pipeline_is_left_to_the_library(spec, change):
+    data = json.loads(build_tokenizer(spec, TEXTS)._json)
+    data |= {key: value for key, value in change.items() if key in data and key != "model"}
+    data["model"] |= change.get("model", {})
+    if "added" in change:  # not special: found in plain text
+        vocab = data["model"]["vocab"]
+        token = {**data["added_tokens"][0], "special": False, "content": "the", "id": vocab.get("the", len(vocab))}
+        data["added_tokens"].append(token)
+    backend = tokenizers.Tokenizer.from_str(json.dumps(data))
+    backend.encode_special_tokens = True
+    text = "the  cat don't I'LL sit\n on the mat .\n"
+    assert Tokenizer(json.dumps(data)).encode(text) == backend.encode(text).ids
+
+
+def test_older_spelling_of_the_file(gpt2):
+    data = json.loads(gpt2._json)
+    data["model"] = {key: data["model"][key] for key in ("vocab", "merges")}  # no type and no options
+    data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
+    older = Tokenizer(json.dumps(data))
+    assert (older.kind, older.encode(NASTY)) == ("gpt2", gpt2.encode(NASTY))
 
 
 # Words to the user
@@ -184,7 +234,9 @@ def test_ids_outside_the_vocabulary(tokenizer):
 
 def test_token_str_shows_parts_of_characters():
     byte = build_tokenizer("byte", unreadable)
-    assert [byte.token_str(i) for i in byte.encode("é a")] == [r"\xc3", r"\xa9", " ", "a"]
+    ids = np.array(byte.encode("é a"))  # elements of arrays are ids too
+    assert byte.decode(ids) == "é a"
+    assert [byte.token_str(i) for i in ids] == [r"\xc3", r"\xa9", " ", "a"]
 
 
 # Streams
@@ -194,6 +246,7 @@ def test_token_str_shows_parts_of_characters():
 @given(data=st.data())
 def test_stream_of_any_ids_equals_decode(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    assert tokenizer.decode(ids) == tokenizer._backend.decode(ids, skip_special_tokens=False)
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
@@ -242,20 +295,25 @@ def test_auto_tokenizer_agrees(tokenizer, model_type, tmp_path):
 
 def test_save_and_load(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "new" / "folder")
-    for path in (tmp_path / "new" / "folder", tmp_path / "new" / "folder" / "tokenizer.json"):
-        for again in (Tokenizer.load(path), build_tokenizer(str(path), unreadable)):
-            assert again.encode(NASTY) == tokenizer.encode(NASTY)
-            for name in ("kind", "hash", "config", "eot_id", "vocab_size"):
-                assert getattr(again, name) == getattr(tokenizer, name), name
+    by_folder = Tokenizer.load(tmp_path / "new" / "folder")
+    by_file = build_tokenizer(str(tmp_path / "new" / "folder" / "tokenizer.json"), unreadable)
+    for again in (by_folder, by_file):
+        assert again.encode(NASTY) == tokenizer.encode(NASTY)
+        for name in ("kind", "hash", "config", "eot_id", "vocab_size"):
+            assert getattr(again, name) == getattr(tokenizer, name), name
 
 
-def test_hash_is_of_the_content_not_the_format(tokenizer, tmp_path):
-    data = json.loads(tokenizer._json)
-    assert Tokenizer(json.dumps(dict(reversed(data.items())), indent=4)).hash == tokenizer.hash
+def test_saved_again_by_transformers_it_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "ours")
     AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
     theirs = Tokenizer.load(tmp_path / "theirs")
     assert (theirs.hash, theirs.kind, theirs.eot_id) == (tokenizer.hash, tokenizer.kind, tokenizer.eot_id)
+
+
+def test_hash_is_of_the_content_not_the_format():
+    tokenizer = build_tokenizer("bpe:300", TEXTS)
+    data = json.loads(tokenizer._json)
+    assert Tokenizer(json.dumps(dict(reversed(data.items())), indent=4)).hash == tokenizer.hash
     data["model"]["vocab"]["one more"] = len(data["model"]["vocab"])
     assert Tokenizer(json.dumps(data)).hash != tokenizer.hash
 
@@ -270,6 +328,14 @@ def test_sentencepiece_reads_as_the_library_does(name):
         assert tokenizer.decode(ids) == FOREIGN[name].decode(ids, skip_special_tokens=False)
         assert tokenizer.decode(ids) == ("" if name == "llama" or not text else " ") + text
     assert tokenizer.token_bytes(3 + 0x41) == b"A"
+
+
+def test_foreign_byte_level_reads_as_the_library_does():
+    tokenizer = foreign("nanochat")
+    assert tokenizer.kind == "custom"
+    assert tokenizer.decode(tokenizer.encode(NASTY)) == unicodedata.normalize("NFC", NASTY)
+    ids = [*tokenizer.encode("é\n"), *range(tokenizer.vocab_size), 0xC3]
+    assert tokenizer.decode(ids) == FOREIGN["nanochat"].decode(ids, skip_special_tokens=False)
 
 
 def test_nothing_is_added_cut_or_padded():
