@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of the folder; a change makes a new cache entry
 SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 2**20  # text encoded at a time
-SCAN_TOKENS = 2**24  # tokens counted at a time
+SAMPLE_TOKENS = 2**24  # how many tokens the frequencies of a longer range are counted in
 
 Rows = slice | range  # which rows of a batch
 ALL = slice(None)
@@ -242,11 +242,6 @@ class TokenRange:
             parts.append(self.shards[shard][:missing])
         return np.concatenate(parts)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All of it, SCAN_TOKENS at a time."""
-        for start in range(0, len(self), SCAN_TOKENS):
-            yield self.read(start, min(SCAN_TOKENS, len(self) - start))
-
     def check(self, what: str, block_size: int, *ways_out: str) -> None:
         """Raises ValueError when there is not a single window of block_size tokens and its targets."""
         if len(self) <= block_size:
@@ -256,15 +251,11 @@ class TokenRange:
                 + ", or ".join([*shorter, *ways_out, "give more text"])
             )
 
-    def num_bytes(self, lengths: np.ndarray) -> int:
-        """Bytes of text in this range, by the `token_lengths` of its tokenizer."""
-        return sum(int(lengths[block].sum()) for block in self.blocks())
-
     def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each id occurs, (vocab_size,); in a range of more than SCAN_TOKENS, in evenly spread samples."""
-        stretch = min(len(self), SCAN_TOKENS)
+        """How often each id occurs, (vocab_size,); in a range of more than SAMPLE_TOKENS, in evenly spread samples."""
+        stretch = min(len(self), SAMPLE_TOKENS)
         parts = 64 if len(self) > stretch else 1
-        starts = np.linspace(0, len(self) - stretch // parts, parts).astype(int)
+        starts = np.linspace(0, len(self) - stretch // parts, parts).astype(np.int64)
         return sum(np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
 
 
@@ -305,7 +296,7 @@ class Order:
 
     def examples(self, step: int, batch_size: int, rows: Rows = ALL) -> tuple[np.ndarray, np.ndarray]:
         """The phases and the examples, each (B,), of those rows of a batch that are asked for."""
-        epochs, places = np.divmod(step * batch_size + np.arange(batch_size)[rows], self.count)
+        epochs, places = np.divmod(step * batch_size + np.arange(batch_size, dtype=np.int64)[rows], self.count)
         phases, examples = np.empty(len(epochs)), np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             mine = epochs == epoch
@@ -341,7 +332,7 @@ class Batches:
         The same for the same seed and step, whoever asks: parts put together again are the whole.
         """
         phases, windows = self.order.examples(step, batch_size, rows)
-        starts = windows * self.block_size - (phases * self.block_size).astype(int)
+        starts = windows * self.block_size - (phases * self.block_size).astype(np.int64)
         starts = np.clip(starts, 0, len(self.tokens) - self.block_size - 1)
         return read_windows(self.tokens, starts, self.block_size)
 
@@ -367,7 +358,7 @@ class EvalWindows:
         self.tokens, self.block_size = tokens, block_size
         total = math.ceil((len(tokens) - 1) / block_size)
         count = min(total, max_windows) if max_windows else total
-        self.windows = np.linspace(0, total - 1, count).round().astype(int)  # (count,)
+        self.windows = np.linspace(0, total - 1, count).round().astype(np.int64)  # (count,)
 
     def __len__(self) -> int:
         return len(self.windows)
