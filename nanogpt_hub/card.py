@@ -69,7 +69,6 @@ class EvaluationFacts(TypedDict, total=False):
     perplexity: float
     bits_per_byte: float
     unigram_loss: float  # of always guessing by frequency
-    unigram_bits_per_byte: float
     base_loss: float  # of the base model before fine-tuning
 
 
@@ -207,7 +206,7 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, loss_curve: 
         section("Data", data_rows(facts)),
         section("Model", model_rows(facts)),
         section("Training", training_rows(facts)),
-        section("Evaluation", evaluation_rows(facts)),
+        evaluation_section(facts),
         usage_section(facts, name, on_hub),
         command_section(facts.get("training", {}).get("command")),
         limits_section(facts),
@@ -279,8 +278,10 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     t = facts.get("training", {})
     versions = ", ".join(f"{name} {version}" for name, version in t.get("versions", {}).items())
     settings = ", ".join(f"{key} {value}" for key, value in flatten(t.get("hyperparameters", {})))
+    base = facts.get("base_model", {})
     speed = t.get("tokens_per_second")
     return [
+        ("started from", cell(f"{base['id']}, commit {base['revision']}" if base.get("revision") else base.get("id"))),
         ("steps", number(t.get("steps"))),
         ("tokens", number(t.get("tokens"))),
         ("optimizer", cell(t.get("optimizer"))),
@@ -295,20 +296,25 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     ]
 
 
-def evaluation_rows(facts: RunFacts) -> list[tuple[str, Any]]:
+def evaluation_section(facts: RunFacts) -> str:
+    """The model's loss beside that of its base and of guessing. Bits per byte are the loss in another unit."""
     e = complete_evaluation(facts)
-    loss, base, unigram = e.get("val_loss"), e.get("base_loss"), e.get("unigram_loss")
-    change = f" ({loss - base:+.4f} by fine-tuning)" if None not in (loss, base) else ""
-    bits, unigram_bits = e.get("bits_per_byte"), e.get("unigram_bits_per_byte")
-    return [
-        ("validation loss", f"{loss:.4f} nats per token" if loss is not None else None),
-        ("perplexity", f"{e['perplexity']:.4g}" if "perplexity" in e else None),
-        ("bits per byte", f"{bits:.4f}" if bits is not None else None),
-        ("base model's loss", f"{base:.4f}{change}" if base is not None else None),
-        ("guessing by frequency", f"loss {unigram:.4f}" if unigram is not None else None),
-        ("guessing by frequency, bits per byte", f"{unigram_bits:.4f}" if unigram_bits is not None else None),
-        ("measured at step", number(e.get("step"))),
-    ]
+    if "val_loss" not in e:
+        return ""
+    loss, base = e["val_loss"], e.get("base_loss")
+    bits = e["bits_per_byte"] / loss if "bits_per_byte" in e and loss else None
+    rows = [("this model", loss), ("its base model", base), ("guessing by frequency", e.get("unigram_loss"))]
+    table = [["", "loss (nats per token)", "perplexity", "bits per byte"], ["---"] * 4]
+    for name, value in rows:
+        if value is not None:
+            in_bits = f"{value * bits:.4f}" if bits else ""
+            table.append([name, f"{value:.4f}", f"{math.exp(min(value, 700)):.4g}", in_bits])
+    lines = [f"| {' | '.join(row if bits else row[:3])} |" for row in table]
+    step = f", at step {e['step']:,}" if "step" in e else ""
+    note = f"Measured on the validation text{step}."
+    if base is not None:
+        note += f" Fine-tuning changed the loss by {loss - base:+.4f}."
+    return "\n".join(["## Evaluation\n", *lines, "", note])
 
 
 def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
@@ -321,7 +327,8 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
     )
     theirs = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
         f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
     )

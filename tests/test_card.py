@@ -61,7 +61,8 @@ def test_a_full_card_tells_every_fact(folder):
         "# tiny", "alice/plays", "0123abc", "cc0-1.0", "1.12 MB", "char (", "1,003,854", "111,540", "4.25",
         "gpt_neox", "| layers | 2 |", "16 tokens", "batch_size 12, optim.learning_rate 0.001", "Muon and AdamW",
         "2,000", "4,266,000", "bf16", "a \\| b GPU", "21 min", "3,457 tokens/s", "torch 2.13.0", "deadbeef", "1337",
-        "1.4697 nats", "4.348", "2.1204", "3.3431", "1,800", "O thou", "training/loss.png",
+        "| this model | 1.4697 | 4.348 | 2.1204 |", "| guessing by frequency | 3.3431 | 28.31 | 4.8232 |",
+        "1,800", "O thou", "training/loss.png",
         'from_pretrained("alice/tiny")', "AutoModelForCausalLM", "nanogpt-hub space alice/demo --model alice/tiny",
         "Duplicate this Space", "python -m train.pretrain configs/plays.yaml", "## Limits",
     ):  # fmt: skip
@@ -92,7 +93,9 @@ def test_metadata_is_what_the_hub_reads(folder):
 def test_a_fine_tune_tells_its_base_and_the_change(folder):
     card = make_card(folder, {**FACTS, **BASE}, "alice/tiny")
     assert "fine-tuned from [bob/base]" in card
-    assert "3.5000 (-1.5000 by fine-tuning)" in card
+    assert "| its base model | 3.5000 | 33.12 |" in card
+    assert "changed the loss by -1.5000" in card
+    assert "| started from | bob/base, commit f00 |" in card
 
 
 def test_a_shape_of_our_own_does_not_promise_transformers(tmp_path):
@@ -121,7 +124,7 @@ def test_writing_again_keeps_words_and_keys(folder):
     assert (parts.before, parts.after) == ("Above, by me.", "## My notes\n\nBelow, by me.")
     assert (parts.data["thumbnail"], parts.data["inference"]) == ("me.png", False)
     assert "mine" in parts.data["tags"]
-    assert "1.2000 nats" in again
+    assert "| this model | 1.2000 |" in again
     assert "1.4697" not in again
     path.unlink()
 

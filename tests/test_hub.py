@@ -171,7 +171,7 @@ def test_private_models_are_loaded_with_the_users_token(alice, run, monkeypatch)
 def test_words_written_on_the_hub_survive_the_next_push(alice, run):
     push_to_hub(run, REPO)
     card = alice.repo(REPO).files()["README.md"].decode()
-    assert "1.5000 nats" in card
+    assert "| this model | 1.5000 |" in card
     alice.repo(REPO).put(
         {"README.md": (card + "\nI like it.\n").replace("license: mit", "license: mit\nnew: 1").encode()}
     )
@@ -180,7 +180,7 @@ def test_words_written_on_the_hub_survive_the_next_push(alice, run):
     parts = Readme.parse(alice.repo(REPO).files()["README.md"].decode())
     assert parts.after == "I like it."
     assert parts.data["new"] == 1
-    assert "1.2500 nats" in parts.block
+    assert "| this model | 1.2500 |" in parts.block
 
 
 def test_a_fine_tune_names_its_base(alice, run):
@@ -264,7 +264,7 @@ def test_best_steps_and_state_go_to_places_of_their_own(alice, pusher, run):
     logits = {name: from_pretrained(f"{REPO}@{name}")[0](torch.tensor([[1, 2]]))[0] for name in [*repo.tags, "main"]}
     for name, seed in (("step-000500", 1), ("step-001000", 2), ("main", 2)):
         assert torch.equal(logits[name], make_model(seed)(torch.tensor([[1, 2]]))[0]), name
-    assert "1.5000 nats" in repo.files("step-000500")["README.md"].decode()
+    assert "| this model | 1.5000 |" in repo.files("step-000500")["README.md"].decode()
     assert set(repo.branches) == {"main", "steps", STATE_BRANCH}
     assert not (run.parent / ".push").exists()
 
