@@ -97,6 +97,9 @@ class Tokenizer:
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         (folder / "chat_template.jinja").unlink(missing_ok=True)  # a stale one would win over the config's
 
+    def __reduce__(self):  # the library's own pickle forgets that "</s>" in a text is text
+        return Tokenizer, (self._json, self.config)
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of what decides ids and text in tokenizer.json, however it is formatted: names tokenised data."""

@@ -1,6 +1,7 @@
 """Tokenizers: exact round trips, the same ids as Transformers, streams that never break, files that may be hostile."""
 
 import json
+import pickle
 import unicodedata
 
 import numpy as np
@@ -336,6 +337,13 @@ def test_foreign_byte_level_reads_as_the_library_does():
     assert tokenizer.decode(tokenizer.encode(NASTY)) == unicodedata.normalize("NFC", NASTY)
     ids = [*tokenizer.encode("é\n"), *range(tokenizer.vocab_size), 0xC3]
     assert tokenizer.decode(ids) == FOREIGN["nanochat"].decode(ids, skip_special_tokens=False)
+
+
+def test_a_copy_in_another_process_does_the_same():
+    tokenizer = foreign("llama", {"eos_token": "</s>"})
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("he </s>") == tokenizer.encode("he </s>")
+    assert (again.config, again.eot_id) == (tokenizer.config, 2)
 
 
 def test_nothing_is_added_cut_or_padded():
