@@ -569,8 +569,9 @@ def app_folder(tmp_path) -> Path:
 
 def test_a_space_has_what_the_app_needs_and_nothing_else(app_folder):
     files = collect_space(app_folder, REPO, preload="0" * 40)
-    modules = {path.name for path in (app_folder / "nanogpt_hub").glob("*.py")}
-    assert set(files) == {"app.py", "requirements.txt", "README.md", *(f"nanogpt_hub/{name}" for name in modules)}
+    library = [path for path in (app_folder / "nanogpt_hub").rglob("*") if path.is_file() and path.name != "data.bin"]
+    names = {path.relative_to(app_folder).as_posix() for path in library if path.suffix != ".pyc"}
+    assert set(files) == {"app.py", "requirements.txt", "README.md", *names}
     needed = files["requirements.txt"].decode().split()
     assert any(line.startswith("torch>=") for line in needed)
     assert not any(line.startswith(("gradio", "accelerate", "datasets")) for line in needed)
