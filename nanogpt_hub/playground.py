@@ -1,0 +1,584 @@
+"""What the app's tabs do, without the app: models in memory, text as it is written, and limits that hold for everyone.
+
+    playground = Playground(default="user/name")
+    place = playground.find("user/name", "step-000500")              # resolved to a commit
+    for writing in playground.write(place, "To be", playground.settings(place, seed=1)): print(writing.text)
+
+The functions here know no page. They take plain values, check each against `Limits` whoever asks, and return records
+that say everything a page needs (`view`), so that one process can serve many visitors and tests need no browser.
+"""
+
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from nanogpt_hub.checkpoint import load_model, read_json, weight_files
+from nanogpt_hub.generate import SamplingConfig, Token, encode_prompt, stream_tokens
+from nanogpt_hub.hub import HubError, Resolved, chain, resolve, split_name
+from nanogpt_hub.model import GPT
+from nanogpt_hub.tiny import PROMPT, make_tiny
+from nanogpt_hub.tokenizer import Tokenizer
+
+TINY = {"tiny": "best", "tiny-early": "early"}  # names of the built-in model, and the folder of its run that they mean
+ALTERNATIVES = 8  # likeliest tokens kept with each generated one
+UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
+REMEMBER_SECONDS = 60  # for how long a branch is taken to be the commit that it was
+SMALL_MODEL = 30_000_000  # parameters; below, a borrowed GPU takes longer to come than the CPU to answer
+
+
+class LimitError(ValueError):
+    """More was asked for than is allowed here; the message says how much is."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for. Each can be set by a variable: NANOGPT_MAX_ and the field's name in capitals."""
+
+    prompt_chars: int = 2000
+    new_tokens: int = 500
+    seconds: float = 30.0  # of generation, for one request
+    text_chars: int = 8000  # of text to be scored or cut
+    text_tokens: int = 1024
+    look_tokens: int = 64  # of text to be looked into: a map for each head
+    model_bytes: int = 20 * 10**9  # of one model to fetch
+    cache_bytes: int = 2 * 10**9  # of all models kept in memory; the one in use is always kept
+    queue: int = 32  # requests that wait, of all visitors together
+
+    @classmethod
+    def from_env(cls, on_space: bool = False) -> "Limits":
+        """The defaults (on a Space, models of at most 1 GB), and what the variables say. ValueError names a bad one."""
+        values: dict[str, Any] = {"model_bytes": 10**9} if on_space else {}
+        for item in fields(cls):
+            name = f"NANOGPT_MAX_{item.name.upper()}"
+            text = os.environ.get(name, "")
+            try:
+                values |= {item.name: type(item.default)(text)} if text else {}
+            except ValueError:
+                raise ValueError(f"{name} is {text!r}; it must be a number, such as {item.default}") from None
+        return cls(**values)
+
+    def check(self, what: str, got: float, most: float, unit: str = "") -> None:
+        """LimitError where `got` is more than `most`."""
+        if got > most:
+            raise LimitError(f"{what} has {got:,}{unit}; at most {most:,} are allowed here")
+
+
+# ---- models in memory ------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory. Nothing changes it, so that all visitors share it."""
+
+    place: Resolved
+    model: GPT
+    tokenizer: Tokenizer | None
+    defaults: SamplingConfig
+    n_bytes: int
+    notes: dict = field(default_factory=dict)  # results that are asked for again and again, by what was asked
+
+
+class ModelCache:
+    """The models used last, as many as fit into `max_bytes`; all who wait for the same one wait for one load."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything, the locks included: also right after a fork, which may copy a lock that is held."""
+        self._lock = threading.Lock()
+        self._models: OrderedDict[tuple, Loaded] = OrderedDict()
+        self._gates: dict[tuple, threading.Lock] = {}
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(loaded.n_bytes for loaded in self._models.values())
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def get(self, key: tuple, n_bytes: int, load: Callable[[], Loaded]) -> Loaded:
+        """The model under `key`, loaded if need be; before, the ones used longest ago make room for `n_bytes`."""
+        with self._lock:
+            gate = self._gates.setdefault(key, threading.Lock())
+        with gate:
+            with self._lock:
+                if key in self._models:
+                    self._models.move_to_end(key)
+                    return self._models[key]
+                self._make_room(n_bytes)
+            loaded = load()
+            with self._lock:
+                self._make_room(loaded.n_bytes)
+                self._models[key] = loaded
+                self._gates = {k: g for k, g in self._gates.items() if k in self._models or g.locked()}
+        return loaded
+
+    def _make_room(self, n_bytes: int) -> None:
+        while self._models and self.n_bytes + n_bytes > self.max_bytes:
+            self._models.popitem(last=False)
+
+
+# ---- text as it is written -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A generation, under way or finished: all that is needed to show it, to save it and to have it again."""
+
+    place: Resolved
+    prompt: str
+    settings: SamplingConfig  # with its seed
+    tokenizer: Tokenizer
+    tokens: tuple[Token, ...] = ()
+    seconds: float = 0.0
+    note: str = ""  # what was done to the prompt
+
+    @property
+    def text(self) -> str:
+        """What was written, without the prompt."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def finish(self) -> str | None:
+        return self.tokens[-1].finish if self.tokens else None
+
+    def view(self, mark: int | None = None) -> dict:
+        """For the token view: each token's text, probability, and what could have come instead."""
+        return {
+            "run": f"{self.settings.seed}-{hash((self.prompt, self.settings, self.place))}",
+            "prompt": self.prompt,
+            "tokens": [self._token_view(token) for token in self.tokens],
+            "done": self.finish is not None,
+            "mark": mark,
+        }
+
+    def _token_view(self, token: Token) -> dict:
+        name = self.tokenizer.token_str
+        return {
+            "t": token.text,
+            "name": name(token.id),
+            "p": round(token.prob, 5),
+            "q": round(token.sampled_prob, 5),
+            "alts": [[name(a.id), round(a.prob, 5), round(a.sampled_prob, 5)] for a in token.alternatives],
+        }
+
+    def status(self) -> str:
+        """One line: how many tokens, how fast, how sure, and why it ended."""
+        if not self.tokens:
+            return "reading the prompt ..."
+        n, rate = len(self.tokens), len(self.tokens) / max(self.seconds, 1e-9)
+        bits = -sum(token.logprob for token in self.tokens) / n / math.log(2)
+        ends = {
+            "length": "it reached the number of tokens asked for",
+            "stop": "it came to a stop string",
+            "eot": "the model ended the text",
+            "time": "its time was up; Continue goes on",
+            None: "writing ...",
+        }
+        parts = [f"{n} tokens", f"{rate:,.0f} tokens/s", f"{bits:.2f} bits of surprise per token"]
+        return " · ".join([*parts, f"seed {self.settings.seed}", ends[self.finish], *filter(None, [self.note])])
+
+    def as_json(self) -> str:
+        """Everything, for a file."""
+        about = {
+            "model": str(self.place.repo_id or self.place.folder.name),
+            "revision": self.place.sha,
+            "prompt": self.prompt,
+            "text": self.text,
+            "finish": self.finish,
+            "settings": asdict(self.settings),
+            "tokens": [
+                {
+                    "id": token.id,
+                    "text": self.tokenizer.token_str(token.id),
+                    "prob": token.prob,
+                    "sampled_prob": token.sampled_prob,
+                    "alternatives": [a._asdict() for a in token.alternatives],
+                }
+                for token in self.tokens
+            ],
+        }
+        return json.dumps(about, indent=1, ensure_ascii=False)
+
+
+# ---- the playground --------------------------------------------------------------------------------------------------
+
+
+class Playground:
+    """All that the visitors of one process share: the models in memory, and the rules."""
+
+    def __init__(
+        self,
+        default: str = "",
+        runs: str | Path | None = None,
+        *,
+        limits: Limits | None = None,
+        allowed: Sequence[str] = ("*",),
+        any_folder: bool = False,
+        on_space: bool = False,
+        device: str = "cpu",
+        borrow: Callable | None = None,
+    ):
+        """default: what a first visit sees, "user/name[@revision]" or a folder; empty for a tiny model made here.
+
+        runs: a folder of training runs. allowed: patterns of names on the Hub. any_folder: visitors may name any folder
+        of this machine, so only where they are its users. on_space: nobody is signed in unless they signed in on the
+        page, so that the owner's own access is not lent to visitors. borrow: makes a generator function run where
+        there is a GPU for a while (`spaces.GPU`); small models do without.
+        """
+        self.runs = Path(runs) if runs else None
+        self.limits = limits or Limits.from_env(on_space)
+        self.allowed, self.any_folder, self.on_space, self.device = tuple(allowed), any_folder, on_space, device
+        self.default = default or self._newest_run() or "tiny"
+        self.cache = ModelCache(self.limits.cache_bytes)
+        self._found: OrderedDict[tuple, tuple[float, Resolved]] = OrderedDict()
+        self._lock, self._tiny_lock = threading.Lock(), threading.Lock()
+        self._home: tempfile.TemporaryDirectory | None = None
+        self._stream_borrowed = borrow(self._stream_on_gpu) if borrow else None
+
+    # -- which model
+
+    def find(self, name: str = "", revision: str = "", token: str | None = None) -> Resolved:
+        """Where a model is, fetched if need be. Its weights are not loaded yet.
+
+        token: of a visitor who signed in; what only they may see is kept apart from what all may. Raises LimitError for
+        what is not allowed here, HubError and CheckpointError as `resolve` does.
+        """
+        name, revision = (name or "").strip(), (revision or "").strip()
+        name, revision = name or self.default, "" if not name else revision
+        self.limits.check("the name", len(name) + len(revision), 500, " characters")
+        if name in TINY:
+            return Resolved(self._tiny() / TINY[name])
+        if name == self.default and Path(name).is_dir():
+            return Resolved(Path(name))
+        if self._is_folder(name):
+            return resolve(name, revision or None)
+        repo_id, revision = split_name(name, revision or None)
+        if not any(fnmatch.fnmatchcase(repo_id, pattern) for pattern in self.allowed) and name != self.default:
+            raise LimitError(f"{repo_id} is not among the models allowed here: {', '.join(self.allowed)}")
+        return self._remembered(repo_id, revision, token)
+
+    def _is_folder(self, name: str) -> bool:
+        """Whether a name means a folder that visitors may open."""
+        path = Path(name).expanduser()
+        if self.runs and path.resolve().is_relative_to(self.runs.resolve()):
+            return True
+        return self.any_folder and path.is_dir()
+
+    def _remembered(self, repo_id: str, revision: str, token: str | None) -> Resolved:
+        """`_fetch`, not asking the Hub again within a minute."""
+        key, now = (repo_id, revision, token), time.monotonic()
+        with self._lock:
+            then, place = self._found.get(key, (-math.inf, None))
+        if place is not None and now - then < REMEMBER_SECONDS and place.folder.is_dir():
+            return place
+        place = self._fetch(repo_id, revision, token)
+        with self._lock:
+            self._found[key] = (now, place)
+            while len(self._found) > 256:
+                self._found.popitem(last=False)
+        return place
+
+    def _fetch(self, repo_id: str, revision: str, token: str | None) -> Resolved:
+        """What all may see goes into the common cache, what only this visitor may into one of their own."""
+        most = dict(max_bytes=self.limits.model_bytes)
+        if not self.on_space:
+            return resolve(repo_id, revision, **most)
+        try:
+            return resolve(repo_id, revision, token=False, **most)
+        except HubError as error:
+            if not token or not is_hidden(error):
+                raise
+        owner = hashlib.sha256(token.encode()).hexdigest()[:32]
+        return resolve(repo_id, revision, token=token, cache_dir=self._folder() / "private" / owner, **most)
+
+    def revisions(self, place: Resolved, token: str | None = None) -> list[str]:
+        """Names to choose from: main, other branches, and the kept steps, latest first. Empty where there are none."""
+        if not place.repo_id:
+            return []
+        try:
+            refs = HfApi(token=token or (False if self.on_space else None)).list_repo_refs(place.repo_id)
+        except (HfHubHTTPError, HFValidationError, OSError):
+            return [place.revision]
+        names = [ref.name for ref in refs.branches] + sorted((ref.name for ref in refs.tags), reverse=True)
+        return sorted(
+            {*names, place.revision}, key=lambda name: (name != "main", names.index(name) if name in names else 0)
+        )
+
+    def names(self) -> list[str]:
+        """What the model field offers: the default, the runs' models, and the tiny one."""
+        return list(dict.fromkeys([self.default, *self.run_models(), *TINY]))
+
+    def run_models(self) -> list[str]:
+        """The model folders of the runs, newest first."""
+        if self.runs is None:
+            return []
+        found = [
+            p.parent for pattern in ("config.json", "*/config.json", "*/*/config.json") for p in self.runs.glob(pattern)
+        ]
+        found = [p for p in found if p.name not in ("state",) and not p.name.startswith(".")]
+        newest = sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+        return [p.as_posix() for p in newest[:100]]
+
+    def _newest_run(self) -> str:
+        best = [name for name in self.run_models() if Path(name).name == "best"] or self.run_models()
+        return best[0] if best else ""
+
+    def _tiny(self) -> Path:
+        """The run folder of the built-in model, made when it is first asked for."""
+        folder = self._folder() / "tiny"
+        with self._tiny_lock:
+            if not (folder / "best" / "config.json").is_file():
+                make_tiny(folder)
+        return folder
+
+    def _folder(self) -> Path:
+        """A folder that goes when the process goes."""
+        with self._lock:
+            self._home = self._home or tempfile.TemporaryDirectory(prefix="nanogpt-hub-", ignore_cleanup_errors=True)
+        return Path(self._home.name)
+
+    def load(self, place: Resolved, device: str | None = None) -> Loaded:
+        """The model in memory. CheckpointError where it cannot be loaded; what was in memory stays in use."""
+        files = weight_files(place.folder)
+        n_bytes = sum(path.stat().st_size for path in files)
+        self.limits.check("the model", n_bytes, self.limits.model_bytes, " bytes")
+        newest = max(path.stat().st_mtime_ns for path in files)  # a run writes its folder again and again
+        device = device or self.device
+        return self.cache.get((place.folder, place.sha, newest, device), n_bytes, lambda: self._load(place, device))
+
+    def _load(self, place: Resolved, device: str) -> Loaded:
+        model, tokenizer = load_model(place.folder, device)
+        if tokenizer is None:
+            raise LimitError(f"{place} has no tokenizer.json, so no text can be given to it here")
+        n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        return Loaded(place, model, tokenizer, SamplingConfig.from_folder(place.folder), n_bytes)
+
+    # -- writing
+
+    def settings(self, place: Resolved, **asked) -> SamplingConfig:
+        """Sampling settings: the model's own defaults, and what was asked for (None: not asked), within the limits.
+
+        Raises ValueError or LimitError for what is not allowed.
+        """
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if isinstance(asked.get("stop"), str):
+            asked["stop"] = tuple(line for line in asked["stop"].split("\n") if line)
+        for name in ("max_new_tokens", "top_k", "seed"):  # JSON and sliders know one kind of number
+            if isinstance(asked.get(name), float) and asked[name].is_integer():
+                asked[name] = int(asked[name])
+        config = replace(self.load(place).defaults, **asked)
+        if "max_new_tokens" in asked:
+            self.limits.check("max_new_tokens", config.max_new_tokens, self.limits.new_tokens)
+        elif config.max_new_tokens > self.limits.new_tokens:
+            config = replace(config, max_new_tokens=self.limits.new_tokens)
+        self.limits.check("stop", len(config.stop), 8, " strings")
+        self.limits.check("stop", sum(map(len, config.stop)), 400, " characters")
+        return replace(config, max_seconds=self.limits.seconds).seeded()
+
+    def write(self, place: Resolved, prompt: str, config: SamplingConfig) -> Iterator[Writing]:
+        """What follows the prompt, as it grows: at most `UPDATES_PER_SECOND`, and always the finished one.
+
+        Closing the iterator ends the work at the next token.
+        """
+        loaded = self.load(place)
+        self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
+        ids = encode_prompt(loaded.tokenizer, prompt)
+        unseen = len(ids) > loaded.model.config.block_size
+        note = f"the model saw only the end of the prompt's {len(ids)} tokens" if unseen else ""
+        large = loaded.model.num_params() >= SMALL_MODEL
+        stream = self._stream_borrowed if self._stream_borrowed and large else self._stream
+        tokens: list[Token] = []
+        started = time.monotonic()
+        for new in stream(place, ids, config):
+            tokens += new
+            yield Writing(place, prompt, config, loaded.tokenizer, tuple(tokens), time.monotonic() - started, note)
+
+    def _stream(
+        self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None
+    ) -> Iterator[list[Token]]:
+        """The new tokens since the last update. Takes and gives what can travel to another process."""
+        loaded = self.load(place, device)
+        new: list[Token] = []
+        shown = -math.inf  # the first token is shown at once
+        for token in stream_tokens(loaded.model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES):
+            new.append(token)
+            now = time.monotonic()
+            if token.finish or now - shown >= 1 / UPDATES_PER_SECOND:
+                shown = now
+                yield new
+                new = []
+
+    def _stream_on_gpu(self, place: Resolved, ids: list[int], config: SamplingConfig) -> Iterator[list[Token]]:
+        """`_stream` in a process that has a GPU; what it loads stays there for the next request."""
+        yield from self._stream(place, ids, config, "cuda")
+
+    def example(self, place: Resolved) -> Writing:
+        """What a first visit shows: the same for everyone, so made once for each model."""
+        loaded = self.load(place)
+        if "example" not in loaded.notes:
+            config = self.settings(place, max_new_tokens=min(160, self.limits.new_tokens), seed=1)
+            *_, loaded.notes["example"] = self.write(place, self.example_prompt(place), config)
+        return loaded.notes["example"]
+
+    def example_prompt(self, place: Resolved) -> str:
+        """A prompt that suits the model: what its run used, else one that the tokenizer knows."""
+        tokenizer = self.load(place).tokenizer
+        for prompt in (run_facts(place).get("sample", {}).get("prompt"), PROMPT, "\n"):
+            try:
+                if isinstance(prompt, str) and tokenizer.encode(prompt):
+                    return prompt[: self.limits.prompt_chars]
+            except ValueError:
+                continue
+        return ""
+
+    # -- facts
+
+    def info(self, place: Resolved) -> dict:
+        """What a model is, in plain JSON: name, commit, shape, size, tokenizer, training."""
+        loaded = self.load(place)
+        model, facts = loaded.model, run_facts(place)
+        return {
+            "model": self.name_of(place),
+            "revision": place.revision,
+            "sha": place.sha,
+            "parameters": model.num_params(),
+            "config": asdict(model.config),
+            "tokenizer": {"kind": loaded.tokenizer.kind, "vocab_size": loaded.tokenizer.vocab_size},
+            "defaults": asdict(loaded.defaults),
+            "step": facts.get("evaluation", {}).get("step"),
+            "val_loss": facts.get("evaluation", {}).get("val_loss"),
+            "device": str(model.wte.weight.device),
+        }
+
+    def name_of(self, place: Resolved) -> str:
+        """The name by which `find` finds the same again."""
+        if place.repo_id:
+            return place.repo_id
+        tiny = {Path(self._home.name) / "tiny" / folder: name for name, folder in TINY.items()} if self._home else {}
+        return tiny.get(place.folder, place.folder.as_posix())
+
+    def chips(self, place: Resolved) -> list[list[str]]:
+        """The line of facts above the tabs: (what, value) each."""
+        info = self.info(place)
+        config = info["config"]
+        revision = f"{place.revision} ({place.sha[:7]})" if place.sha != place.revision else place.sha[:7]
+        rows = [
+            ("model", info["model"]),
+            ("revision", revision if place.sha else ""),
+            ("parameters", short(info["parameters"])),
+            ("layers × heads × width", f"{config['n_layer']} × {config['n_head']} × {config['n_embd']}"),
+            ("context", f"{config['block_size']} tokens"),
+            ("tokenizer", f"{info['tokenizer']['kind']}, {info['tokenizer']['vocab_size']:,} tokens"),
+            ("trained", f"{info['step']:,} steps" if isinstance(info["step"], int) else ""),
+            ("validation loss", f"{info['val_loss']:.3f}" if isinstance(info["val_loss"], float) else ""),
+            ("runs on", info["device"]),
+        ]
+        return [[what, value] for what, value in rows if value]
+
+    def link(self, writing: Writing, base: str = "") -> str:
+        """An address that gives the same text again: model at its commit, prompt, settings and seed."""
+        s, place = writing.settings, writing.place
+        query = {"repo": self.name_of(place), "rev": place.sha, "prompt": writing.prompt, "seed": s.seed}
+        defaults = SamplingConfig(top_k=None)
+        for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+            if name in ("max_new_tokens", "temperature") or getattr(s, name) != getattr(defaults, name):
+                query[name] = getattr(s, name)
+        query |= {"stop": "\n".join(s.stop)} if s.stop else {}
+        return f"{base}?{urlencode({name: value for name, value in query.items() if value not in ('', None)})}"
+
+    def snippet(self, writing: Writing) -> str:
+        """The same text again, in Python."""
+        where = f"{writing.place.repo_id}@{writing.place.sha}" if writing.place.repo_id else self.name_of(writing.place)
+        return (
+            "from nanogpt_hub import from_pretrained, generate\n\n"
+            f"model, tokenizer = from_pretrained({where!r})\n"
+            f"result = generate(model, tokenizer, {writing.prompt!r}, {arguments(writing.settings)})\n"
+            "print(result.text)\n"
+        )
+
+    def client_snippet(self, writing: Writing, base: str) -> str:
+        """The same text again, from this app's API."""
+        place = writing.place
+        revision = f", revision={place.sha!r}" if place.sha else ""
+        return (
+            "from gradio_client import Client\n\n"
+            f"client = Client({base!r})\n"
+            f"result = client.predict(\n    prompt={writing.prompt!r},\n    model={self.name_of(place)!r}{revision},\n"
+            f"    {arguments(writing.settings)},\n"
+            '    api_name="/generate",\n)\n'
+            'print(result["text"])\n'
+        )
+
+
+def arguments(settings: SamplingConfig) -> str:
+    """Settings as keyword arguments, those that do nothing left out."""
+    idle = SamplingConfig(top_k=None)
+    shown = {
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k or 0,
+    }
+    shown |= {
+        n: getattr(settings, n)
+        for n in ("top_p", "min_p", "repetition_penalty")
+        if getattr(settings, n) != getattr(idle, n)
+    }
+    shown |= {"stop": list(settings.stop)} if settings.stop else {}
+    return ", ".join(f"{name}={value!r}" for name, value in {**shown, "seed": settings.seed}.items())
+
+
+def run_facts(place: Resolved) -> dict:
+    """What the run knew of itself (run.json), where it came along; empty where not."""
+    for path in (place.folder / "training" / "run.json", place.folder.parent / "run.json"):
+        if path.is_file() and (path.parent.name == "training" or (path.parent / "metrics.jsonl").is_file()):
+            facts = read_json(path)
+            return {key: value for key, value in facts.items() if isinstance(value, dict)}
+    return {}
+
+
+def short(n: int) -> str:
+    """A count for people: 102 thousand, 10.7 million."""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if n >= size:
+            return f"{n / size:.3g} {word}"
+    return str(n)
+
+
+# ---- what went wrong -------------------------------------------------------------------------------------------------
+
+
+def is_hidden(error: BaseException) -> bool:
+    """Whether the Hub says no to this visitor: a repo that is private, gated, or not there."""
+    return any(isinstance(e, GatedRepoError | RepositoryNotFoundError) for e in chain(error))
+
+
+def explain(error: BaseException, playground: Playground) -> str:
+    """One sentence for the visitor; None of what this machine alone should know is in it."""
+    kinds = list(chain(error))
+    if playground.on_space and any(isinstance(e, GatedRepoError) for e in kinds):
+        return "this model is gated: ask for access on its page on the Hub, then sign in above"
+    if playground.on_space and is_hidden(error):
+        return "there is no such model on the Hub that you may read: check the name, or sign in above if it is private"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "there is not enough memory for this: try a smaller model or a shorter text"
+    if isinstance(error, HubError | ValueError):
+        return str(error)
+    return f"something went wrong here ({type(error).__name__}); what you had is still there"
