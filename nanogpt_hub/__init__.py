@@ -4,6 +4,7 @@ from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.generate import SamplingConfig, generate, stream_text
 from nanogpt_hub.hub import from_pretrained
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.publish import push_to_hub
 
 __all__ = [
     "GPT",
@@ -12,6 +13,7 @@ __all__ = [
     "from_pretrained",
     "generate",
     "load_model",
+    "push_to_hub",
     "save_model",
     "stream_text",
 ]

@@ -133,6 +133,24 @@ class SaveConfig:
 
 @comments_as_help
 @dataclass(frozen=True)
+class HubConfig:
+    """Whether and how the run is shared on the Hugging Face Hub."""
+
+    repo_id: str = ""  # user/name to push to while training; empty for nowhere
+    private: bool = False  # a repo that is made now is private
+    minutes: float = 10.0  # at least so long between two pushes of the best model; the last one is always pushed
+    push_steps: bool = False  # keep each evaluated step as a tag step-000500, to walk through the training
+    push_state: bool = False  # keep the training state on a branch, so that --resume user/name works anywhere
+    license: str = ""  # of the weights, as the Hub spells it: mit, apache-2.0, ...
+    language: str = ""  # of the text, as an ISO 639 code: en, de, ...
+    patience_minutes: float = 10.0  # how long the end waits for pushes that are still on their way
+
+    def __post_init__(self):
+        check(self.minutes >= 0, f"hub.minutes is {self.minutes}; it must not be negative")
+
+
+@comments_as_help
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -153,6 +171,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "log_interval"):
@@ -183,7 +202,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="a YAML file; may also be given first, without --config")
     parser.add_argument(
         "--resume", nargs="?", const="must", default="auto", type=str,
-        help="continue exactly where the run's folder stopped; without it an interrupted run is continued, too",
+        help="continue exactly where the run's folder stopped (an interrupted run is continued without it, too), or, "
+        "given user/name, where a run stopped that was pushed with --hub.push_state",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start anew even if the run's folder holds a run")
     parser.add_class_arguments(TrainConfig)

@@ -22,9 +22,7 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
     facts: RunFacts = {
         "data": {**data.facts, "tokenizer": public(config.data.tokenizer) or tokenizer.kind},
         "training": {
-            "hyperparameters": {
-                name: value for name, value in as_settings(config).items() if name not in ("data", "out_dir", "hub")
-            },
+            "hyperparameters": hyperparameters(config),
             "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
                 config.optim.name
             ],
@@ -33,11 +31,20 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
             "command": command,
         },
     }
+    facts |= {name: value for name in ("license", "language") if (value := getattr(config.hub, name))}
     if commit := code_commit():
         facts["training"]["commit"] = commit
     if base is not None:
         facts["base_model"] = base
     return facts
+
+
+def hyperparameters(config: TrainConfig) -> dict:
+    """The settings that the weights depend on, beside the model's shape and the data."""
+    settings = as_settings(config)
+    mine = {k: v for k, v in settings["optim"].items() if config.optim.name == "muon" or not k.startswith("muon")}
+    dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
+    return {"max_steps": config.max_steps, "batch_size": config.batch_size, **dropout, "optim": mine}
 
 
 def progress_facts(trainer) -> RunFacts:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nanogpt_hub.checkpoint import write_atomic
 from nanogpt_hub.convert import family_of
 from nanogpt_hub.model import GPT
+from nanogpt_hub.publish import fetch_state
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
@@ -25,6 +26,7 @@ from train.data import Batches, Data, EvalWindows, TokenRange, prepare, summary,
 from train.facts import command_line, lasting_facts
 from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
+from train.sharing import Sharing
 from train.state import read_facts
 from train.trainer import Trainer, TrainingError
 
@@ -42,8 +44,11 @@ MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
     """The whole command: returns its exit status, with a sentence on standard error where it is not 0."""
-    config, parsed = parse(parser, argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        config, parsed = parse(parser, argv)
+        if parsed.resume not in ("auto", "must"):
+            config, parsed = fetch_run(config, parsed, parser, argv)
         return run(config, parsed, parser, make_start, argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,22 +58,35 @@ def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None =
         return 1
 
 
-def run(
-    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None
-) -> int:
+def fetch_run(
+    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
+) -> tuple[TrainConfig, Namespace]:
+    """Brings a run from the Hub into out_dir; without a CONFIG its own counts, below the given flags."""
+    named = parsed.out_dir or parsed.config
+    out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
+    if read_facts(out / "state") is None:
+        print(f"fetching the training state of {parsed.resume} into {out}")
+        fetch_state(parsed.resume, out)
+    if parsed.config:
+        return config, parsed
+    return parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+
+
+def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_start: MakeStart, argv: list[str]) -> int:
     """Prepares everything, trains, and says what came of it."""
     out = Path(config.out_dir)
     state = find_state(out, parsed)
     accelerator, device_line = make_accelerator(config)
     say = accelerator.print
     say(device_line)
+    sharing = Sharing(config.hub, out, say) if config.hub.repo_id and accelerator.is_main_process else None
     source = open_source_of(config)
     with accelerator.main_process_first():  # the others find the tokenizer and the shards in the cache
         gpt, tokenizer, base = make_start(config, parsed, source)
         data, train, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
-    command = command_line(parser.prog, sys.argv[1:] if argv is None else argv)
+    command = command_line(parser.prog, argv)
     facts = lasting_facts(config, command, data, tokenizer, base)
-    trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts)
+    trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
     if state is not None:
         trainer.resume(state)
     for line in (*lines, *model_lines(config, gpt, len(train)), *plan_lines(config, trainer)):
@@ -85,7 +103,8 @@ def run(
     accelerator.init_trackers("nanogpt_hub", config=flat(asdict(config)))
     trainer.fit()
     accelerator.end_training()
-    for line in closing_lines(trainer):
+    left = sharing.finish() if sharing else []
+    for line in (*closing_lines(trainer), *left):
         say(line)
     return 0
 
@@ -223,7 +242,7 @@ def prepare_folder(out: Path, parsed: Namespace, parser: ArgumentParser, fresh: 
         for old in ("best", "last", "state", "samples"):
             shutil.rmtree(out / old, ignore_errors=True)
     settings = parsed.clone()
-    for key in ("config", "resume", "overwrite"):
+    for key in ("config", "resume", "overwrite", "out_dir"):
         settings.pop(key, None)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "config.yaml", parser.dump(settings, skip_validation=True))

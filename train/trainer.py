@@ -34,6 +34,7 @@ from train.facts import merged, progress_facts
 from train.hardware import flops_per_token, is_out_of_memory, matmul_flops
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
+from train.sharing import Sharing
 from train.state import load_tensors, save_state
 
 
@@ -99,9 +100,11 @@ class Trainer:
         data: Data,
         accelerator: Accelerator,
         facts: RunFacts,
+        sharing: Sharing | None = None,
     ):
         self.config, self.gpt, self.tokenizer, self.data, self.accelerator = config, gpt, tokenizer, data, accelerator
         self.facts = facts  # what was known before the first step, for the model card
+        self.sharing = sharing  # on the main process of a run that pushes to the Hub
         self.out = Path(config.out_dir)
         self.progress = Progress()
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
@@ -240,9 +243,13 @@ class Trainer:
             p.first_loss = val_loss
         if val_loss < p.best_loss:
             p.best_loss, p.best_step, p.stale = val_loss, p.step, 0
-            self._save_folder("best")
+            facts = self._save_folder("best")
+            if self.sharing and p.step:
+                self.sharing.best(self.gpt, facts)
         else:
             p.stale += 1
+        if self.sharing and self.config.hub.push_steps:
+            self.sharing.step(p.step, self.gpt, self._save_folder("last"))
 
     def _write_sample(self) -> None:
         self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
@@ -304,16 +311,20 @@ class Trainer:
                 facts["scaler"] = self.accelerator.scaler.state_dict()
             weights = dict(self.gpt.named_parameters())  # a tied head is listed once
             save_state(self.out / "state", facts, weights, optimizer_tensors(self.gpt, self.optimizer))
+            if self.sharing:
+                self.sharing.state()
         self.accelerator.wait_for_everyone()
 
-    def _save_folder(self, name: str) -> None:
-        """best/ or last/ with its card, and run.json, which holds what the card is made of."""
-        if not self.accelerator.is_main_process:
-            return
+    def _save_folder(self, name: str) -> RunFacts:
+        """Writes best/ or last/ with its card, and run.json, which holds what the card of best/ is made of."""
         facts = merged(self.facts, progress_facts(self))
+        if not self.accelerator.is_main_process:
+            return facts
         save_model(self.out / name, self.gpt, self.tokenizer)
         write_card(self.out / name, facts)
-        write_atomic(self.out / "run.json", json.dumps(facts, indent=2))
+        if name == "best":
+            write_atomic(self.out / "run.json", json.dumps(facts, indent=2))
+        return facts
 
     def resume(self, facts: dict) -> None:
         """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run."""
@@ -416,7 +427,8 @@ def fixed_settings(trainer: Trainer) -> dict:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
-        "data": config.data.source,
+        "data": trainer.data.facts["source"]["name"],
+        "train_tokens": trainer.data.facts["train_tokens"],
         "tokenizer": trainer.tokenizer.hash[:16],
         "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
     }

@@ -1,0 +1,62 @@
+"""When a run publishes what: the best model to main, evaluated steps as tags, the training state on a branch.
+
+The pushes themselves happen in a thread of nanogpt_hub.pusher; training never waits for them. Only the main process
+makes a `Sharing`, before any heavy work: name, login and rights are checked right then.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nanogpt_hub.card import RunFacts
+from nanogpt_hub.checkpoint import CheckpointError
+from nanogpt_hub.publish import preflight, verify
+from nanogpt_hub.pusher import Pusher
+from train.config import HubConfig
+
+
+class Sharing:
+    """A run's line to one repo on the Hub. Raises HubError when made, where a push would not be let in."""
+
+    def __init__(self, config: HubConfig, out: Path, say: Callable[[str], None]):
+        self.config, self.out, self.say = config, out, say
+        said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
+        place = preflight(config.repo_id, private=config.private, facts=said)
+        say(f"hub: signed in as {place.user}; pushing to {place.url}")
+        self.pusher = Pusher(place.repo_id, say=say)
+        self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
+        self.submitted_at = -float("inf")
+
+    def best(self, model: torch.nn.Module, facts: RunFacts) -> None:
+        """Takes note of a new best/ whose weights are the live model's; submits it unless the last one is recent."""
+        try:
+            verify(self.out / "best", model)
+        except CheckpointError as error:
+            self.say(f"not pushed: {error}")
+            return
+        self.waiting = facts
+        if time.monotonic() - self.submitted_at >= 60 * self.config.minutes:
+            self._submit_best()
+
+    def _submit_best(self) -> None:
+        self.pusher.submit(self.out / "best", facts=self.waiting)
+        self.waiting, self.submitted_at = None, time.monotonic()
+
+    def step(self, step: int, model: torch.nn.Module, facts: RunFacts) -> None:
+        """Submits last/, whose weights are the live model's, as a step to walk back to."""
+        self.pusher.submit(self.out / "last", facts=facts, tag=f"step-{step:06d}", model=model)
+
+    def state(self) -> None:
+        """Submits the training state that was just saved."""
+        if self.config.push_state:
+            self.pusher.submit_state(self.out)
+
+    def finish(self) -> list[str]:
+        """Waits for what is on its way, and returns a sentence for each thing that did not arrive."""
+        if self.waiting is not None:
+            self._submit_best()
+        self.say("waiting for the pushes to finish ...")
+        left = self.pusher.close(timeout=60 * self.config.patience_minutes)
+        return [unpushed.sentence for unpushed in left]
