@@ -13,9 +13,11 @@ import argparse
 import functools
 import importlib.util
 import inspect
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +25,14 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+import pandas as pd
 import torch
 
+from nanogpt_hub import views
 from nanogpt_hub.generate import SamplingConfig
 from nanogpt_hub.hub import Resolved
 from nanogpt_hub.playground import Playground, Writing, explain
+from nanogpt_hub.runs import CURVES, Run
 
 PAGE = Path(__file__).parent / "nanogpt_hub" / "page"
 MODEL, LOAD, LIGHT = "model", "load", "light"  # what waits for the same turn: computing, loading, everything else
@@ -85,6 +90,7 @@ def view(name: str, **options) -> gr.HTML:
     return gr.HTML(
         html_template=f'<div class="view {name}"></div>',
         js_on_load=f'drawView("{name}", element, props, watch)',
+        apply_default_css=False,
         **options,
     )
 
@@ -98,14 +104,15 @@ class Page:
     """What the parts of the page share: the playground, the model in use, and how to wire an event."""
 
     def __init__(self, playground: Playground, workers: int):
-        self.playground, self.workers = playground, workers
+        self.playground = playground
+        self.turns = {MODEL: workers, LOAD: 2, LIGHT: 8}
         self.limits = playground.limits
         self.place = gr.State(None)  # Resolved: where this visitor's model is
         self.writing = gr.State(None, time_to_live=3600)  # Writing: the last generation
 
     def on(self, listen: Callable, function: Callable | None, inputs=None, outputs=None, turn: str = LIGHT, **options):
         """An event whose errors are sentences, which waits its turn, and which is no public endpoint."""
-        limit = {MODEL: self.workers, LOAD: 2, LIGHT: 8}[turn]
+        limit = self.turns[turn]
         options = {"show_progress": "minimal", "api_visibility": "private", **options}
         return listen(
             speaks(self.playground, function), inputs, outputs, concurrency_id=turn, concurrency_limit=limit, **options
@@ -257,47 +264,328 @@ def address(request: gr.Request) -> str:
     return f"https://{host}/" if host else str(request.request.base_url)
 
 
+# ---- Look inside -----------------------------------------------------------------------------------------------------
+
+
+def look_tab(page: Page, tab: SimpleNamespace) -> SimpleNamespace:
+    """One text, and five ways to look at what the model makes of it."""
+    says(
+        "Give the model a text and watch it read. Everything here is computed from this one model, nothing is made up."
+    )
+    with gr.Row(equal_height=False):
+        text = gr.Textbox(
+            label="Text", lines=2, max_lines=8, max_length=page.limits.text_chars, scale=6, elem_id="look-text"
+        )
+        look = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
+    shown = text_views(page.limits.look_tokens)
+    playground = page.playground
+
+    def run(place: Resolved, text: str, *values) -> list[Any]:
+        text = text or playground.sample_text(place)
+        settings = playground.settings(place, **dict(zip(FIELDS, values, strict=True)))
+        next_tokens = views.next_tokens_view(playground.next_tokens(place, text, settings))
+        inside, lens, end = playground.look(place, text)
+        score = playground.score(place, text)
+        note = "" if end == text else f"Maps show the last {len(inside.ids)} tokens of the text."
+        says = [note, views.surprise_says(score)]
+        drawn = [views.attention_view(inside), views.lens_view(lens, inside), views.surprise_view(score)]
+        return [text, next_tokens, *drawn, views.pieces_view(playground.cut(place, text)), *says]
+
+    inputs, outputs = [page.place, text, *tab.fields], [text, *shown]
+    page.on(
+        functools.partial(gr.on, [look.click, text.submit]), run, inputs, outputs, turn=MODEL, show_progress_on=text
+    )
+    return SimpleNamespace(text=text, run=run, inputs=inputs, outputs=outputs)
+
+
+def text_views(look_tokens: int) -> list[gr.components.Component]:
+    """The views of a text, one a tab, and the two sentences that change with it."""
+    with gr.Tabs():
+        with gr.Tab("Next token"):
+            says(
+                "What the model expects after the text, and what each sampler of the Generate tab makes of it. ✂ marks "
+                "what a sampler cut. *Undecided by n bits* is the entropy: 0 when sure, 1 for a toss between two."
+            )
+            next_tokens = view("bars", elem_id="next")
+        with gr.Tab("Attention"):
+            says(
+                "In each layer every token looks back at the tokens before it, in several ways at once: the heads. "
+                "Each square is one head; row by row it shows where each token looks, the last one at the bottom. Choose "
+                f"a head, then a token. Of long texts the last {look_tokens} tokens are shown."
+            )
+            note = gr.Markdown("")
+            attention = view("attention", elem_id="attention")
+        with gr.Tab("Logit lens"):
+            says(
+                "What would the model answer if it ended after an earlier layer? Each cell is the likeliest next token "
+                "at that depth and position, darker for surer. The last row is the real answer; where an earlier layer "
+                "already has it, it is **underlined**."
+            )
+            lens = view("lens", elem_id="lens")
+        with gr.Tab("Surprise"):
+            says(
+                "How many bits each token costs a reader who expects what the model expects: 0 for what was certain, 1 "
+                "for a coin toss. Strong colour is where the model was caught out."
+            )
+            figures = gr.Markdown("", elem_id="surprise-figures")
+            surprise = view("tokens", elem_id="surprise")
+        with gr.Tab("Tokenizer"):
+            says("The model never sees letters. The tokenizer cuts the text into tokens; each is a number, its id.")
+            pieces = view("pieces", elem_id="pieces")
+    return [next_tokens, attention, lens, surprise, pieces, note, figures]
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+def training_tab(page: Page) -> SimpleNamespace:
+    """The curves of a run, and what the model wrote on the way."""
+    says(
+        "Loss is how wrong the model's guesses are, in nats per token: lower is better. *Training* is text it learns "
+        "from, *validation* text it never saw; when the two part, it has begun to learn by heart."
+    )
+    runs = gr.Dropdown([], multiselect=True, max_choices=2, label="Runs", info="one, or two to compare", elem_id="runs")
+    plot = dict(x="step", y="value", color="curve", x_title="step", tooltip="all", buttons=["fullscreen"])
+    loss = gr.LinePlot(label="Loss", y_title="nats per token", elem_id="loss", **plot)
+    with gr.Row():
+        rate = gr.LinePlot(label="Learning rate", y_title="learning rate", **plot)
+        speed = gr.LinePlot(label="Throughput", y_title="tokens/s", **plot)
+    says("What the model wrote from the same prompt at each kept step. Move the slider and watch it learn.")
+    with gr.Row():
+        step = gr.Slider(0, 1, 0, step=1, label="Step", scale=4, elem_id="step")
+        use = gr.Button("Generate with this one", scale=1, min_width=180, elem_id="use-step")
+    facts = gr.Markdown("", elem_id="step-facts")
+    sample = gr.Textbox(label="Sample", lines=8, max_lines=16, interactive=False, elem_id="sample")
+    timer = gr.Timer(3, active=False)
+    parts = SimpleNamespace(
+        runs=runs, plots=[loss, rate, speed], step=step, use=use, facts=facts, sample=sample, timer=timer
+    )
+    wire_training(page, parts)
+    return parts
+
+
+def wire_training(page: Page, parts: SimpleNamespace) -> None:
+    playground = page.playground
+
+    def refresh(place: Resolved, names: list[str], step: float) -> list[Any]:
+        """Curves and slider of the chosen runs. The slider follows a run that goes on, if it stood at the end."""
+        runs = playground.training(place, names)
+        steps = [*runs[0].samples] if runs else []
+        last = steps[-1] if steps else 1
+        at = last if not step or step not in steps else int(step)
+        slider = gr.Slider(steps[0] if len(steps) > 1 else 0, last, at, step=spacing(steps), interactive=len(steps) > 1)
+        frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": "rate"}, {"tokens_per_second": "speed"})]
+        plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
+        going_on = any(run.going_on() for run in runs)
+        return [*plots, slider, gr.Timer(active=going_on), *at_step(place, names, at)]
+
+    def at_step(place: Resolved, names: list[str], step: float) -> tuple[str, str, Any]:
+        runs = playground.training(place, names)
+        if not runs:
+            return "There is no training log beside this model.", "", gr.Button(interactive=False)
+        run = runs[0]
+        near = min(run.samples, key=lambda kept: abs(kept - step), default=int(step))
+        known = playground.model_at(place, run, near, playground.revisions(place)) is not None
+        return step_says(run, near, known), run.sample(near), gr.Button(interactive=known)
+
+    def choices(place: Resolved) -> tuple[Any, int]:
+        names = playground.training_names(place)
+        return gr.Dropdown(names, value=names[:1]), 0
+
+    def pick(place: Resolved, names: list[str], step: float) -> list[Any]:
+        run = playground.training(place, names)[0]
+        name, revision = playground.model_at(place, run, int(step), playground.revisions(place)) or ("", "")
+        return [name, revision, gr.Tabs(selected="generate")]
+
+    def use_step(bar: SimpleNamespace) -> Any:
+        return page.on(parts.use.click, pick, parts.inputs, [bar.name, bar.revision, page.tabs])
+
+    parts.choices, parts.refresh, parts.use_step = choices, refresh, use_step
+    parts.inputs = [page.place, parts.runs, parts.step]
+    shown = [parts.facts, parts.sample, parts.use]
+    parts.outputs = [*parts.plots, parts.step, parts.timer, *shown]
+    quiet = dict(show_progress="hidden", trigger_mode="always_last")
+    page.on(parts.runs.input, refresh, parts.inputs, parts.outputs, **quiet)
+    page.on(parts.timer.tick, refresh, parts.inputs, parts.outputs, **quiet)
+    page.on(parts.step.change, at_step, parts.inputs, shown, **quiet)
+
+
+def spacing(steps: list[int]) -> int:
+    """The largest distance that meets all kept steps."""
+    return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
+
+
+def frame(runs: list[Run], keys: dict[str, str]) -> pd.DataFrame:
+    """Curves as the plots take them: a row for each point."""
+    rows = []
+    for run in runs:
+        for key, label in keys.items():
+            name = label if len(runs) == 1 else f"{label}: {run.name}"
+            rows += [(step, value, name) for step, value in run.curve(key)]
+    return pd.DataFrame(rows, columns=["step", "value", "curve"])
+
+
+def step_says(run: Run, step: int, known: bool) -> str:
+    """What was measured at a kept step, in a line."""
+    row = run.at(step)
+    parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]
+    for key, label in CURVES.items():
+        parts += [f"{label} loss {row[key]:.3f}"] if key in row else []
+    parts += [f"{int(row['tokens']):,} tokens seen"] if "tokens" in row else []
+    parts += ["training goes on"] if run.going_on() else []
+    parts += [] if known else ["its weights were not kept; a run that pushes to the Hub can keep each step"]
+    return " · ".join(parts)
+
+
+# ---- Compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare_tab(page: Page, tab: SimpleNamespace) -> SimpleNamespace:
+    """Two models, or two moments of one, on the same prompt with the same seed."""
+    says(
+        "Two models, or two revisions of one, write after the same prompt with the same seed and the settings of the "
+        "Generate tab. The first token in which they part is framed; the table shows what each expected right "
+        "after the prompt."
+    )
+    sides = []
+    with gr.Row():
+        for letter in "AB":
+            with gr.Column(min_width=280):
+                free = dict(value="", allow_custom_value=True)
+                name = gr.Dropdown(page.playground.names(), label=f"Model {letter}", elem_id=f"model-{letter}", **free)
+                revision = gr.Dropdown([], label="Revision", elem_id=f"revision-{letter}", **free)
+                sides.append([name, revision])
+    prompt = gr.Textbox(label="Prompt", lines=2, max_length=page.limits.prompt_chars, elem_id="compare-prompt")
+    with gr.Row():
+        start = gr.Button("Compare", variant="primary", elem_id="compare")
+        stop = gr.Button("Stop")
+    shown = []
+    with gr.Row():
+        for letter in "ab":
+            with gr.Column(min_width=280):
+                shown += [gr.Markdown("", elem_id=f"status-{letter}"), view("tokens", elem_id=f"output-{letter}")]
+    apart = gr.Markdown("", elem_id="apart")
+    bars = view("bars", elem_id="divergence")
+    parts = SimpleNamespace(sides=sides, prompt=prompt, start=start, stop=stop, outputs=[*shown, apart, bars])
+    wire_compare(page, parts, tab)
+    return parts
+
+
+def wire_compare(page: Page, parts: SimpleNamespace, tab: SimpleNamespace) -> None:
+    playground = page.playground
+
+    def find(name_a: str, revision_a: str, name_b: str, revision_b: str, token: gr.OAuthToken | None) -> list[Resolved]:
+        sides = ((name_a, revision_a), (name_b, revision_b))
+        return [playground.find(name, revision, secret(token)) for name, revision in sides]
+
+    def run(a: Resolved, b: Resolved, prompt: str, *values) -> Iterator[list]:
+        settings = playground.settings(a, **dict(zip(FIELDS, values, strict=True)))
+        says, bars = expectations(playground, a, b, prompt)
+        for one, two in playground.compare(a, b, prompt, settings):
+            mark = playground.parting(one, two)
+            yield [one.status(), one.view(mark), two.status(), two.view(mark), says, bars]
+
+    def suggest(place: Resolved, prompt: str) -> list[Any]:
+        """The model in use against something that it is worth comparing with."""
+        names = playground.revisions(place)
+        (name, revision), first = playground.rival(place, names), gr.Dropdown(names, value=place.revision)
+        return [playground.name_of(place), first, name, gr.Dropdown(names, value=revision), prompt]
+
+    parts.suggest, parts.fields = suggest, [*parts.sides[0], *parts.sides[1], parts.prompt]
+    places = [gr.State(None), gr.State(None)]
+    found = page.on(parts.start.click, find, [*parts.sides[0], *parts.sides[1]], places, turn=LOAD)
+    inputs = [*places, parts.prompt, *tab.fields]
+    started = page.on(found.success, run, inputs, parts.outputs, turn=MODEL, show_progress_on=parts.outputs[0])
+    parts.stop.click(None, None, None, cancels=[found, started], api_visibility="private")
+
+
+def expectations(playground: Playground, a: Resolved, b: Resolved, prompt: str) -> tuple[str, dict | None]:
+    """What the two expect right after the prompt, in a sentence and as bars; the sentence alone if that cannot be."""
+    try:
+        found = playground.divergence(a, b, prompt)
+    except ValueError as error:
+        return explain(error, playground), None
+    return views.divergence_says(found), views.divergence_view(found, ("A", "B"))
+
+
+# ---- Model -----------------------------------------------------------------------------------------------------------
+
+
+def model_tab(page: Page) -> SimpleNamespace:
+    """What the model is, where it comes from, and how to take it elsewhere."""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            card = gr.Markdown("", elem_id="card", sanitize_html=True)
+        with gr.Column(scale=2, min_width=280):
+            says("Where the parameters are: every one is a number that training has set.")
+            parts = view("bars", elem_id="parts")
+            says("Where it comes from, as far as its run told.")
+            provenance = view("table", elem_id="provenance")
+            says("Its files. Weights are safetensors: numbers, no code.")
+            files = view("table", elem_id="files")
+    load = gr.Code(label="Load it elsewhere", language="python", interactive=False)
+    with gr.Accordion("config.json", open=False):
+        config = gr.JSON(show_label=False)
+    says(f"**A page like this for your own model:** {how_to_copy()}, and set its variable `NANOGPT_REPO` to its name.")
+    playground = page.playground
+
+    def fill(place: Resolved) -> list[Any]:
+        table = [{"columns": [], "rows": rows} for rows in (playground.provenance(place), playground.files(place))]
+        drawn = [playground.card(place), playground.parts(place), *table]
+        return [*drawn, playground.load_snippet(place), playground.config(place)]
+
+    return SimpleNamespace(fill=fill, outputs=[card, parts, provenance, files, load, config])
+
+
+def how_to_copy() -> str:
+    space = os.environ.get("SPACE_ID")
+    if space:
+        return f"[duplicate this Space](https://huggingface.co/spaces/{space}?duplicate=true)"
+    return "run `nanogpt-hub space user/demo --model user/name`, or duplicate any Space that was made that way"
+
+
 # ---- the page as a whole ---------------------------------------------------------------------------------------------
 
 
-def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace) -> None:
-    """What happens when the page opens, and on Load."""
+def model_update(page: Page, place: Resolved, token: str | None, query: dict[str, str]) -> list[Any]:
+    """All that changes with the model: `loaded_parts`. What a link says wins over the model's own defaults."""
+    playground = page.playground
+    given = {name: query[name] for name in ("prompt", *FIELDS) if name in query}
+    prompt = given.pop("prompt", playground.example_prompt(place))
+    settings = playground.settings(place, **{k: v if k == "stop" else number(k, v) for k, v in given.items()})
+    values = [getattr(settings, name) or 0 for name in FIELDS[:-2]]
+    seed = settings.seed if "seed" in given else None
+    revision = gr.Dropdown(playground.revisions(place, token), value=place.revision)
+    shown = [playground.name_of(place), revision, playground.chips(place)]
+    return [place, *shown, prompt, *values, seed, "\n".join(settings.stop)]
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text[:40]!r} in this link; it must be a number") from None
+
+
+def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step: Callable) -> None:
+    """What happens when the page opens, on Load, and on the Training tab's button."""
     playground = page.playground
     loaded = [page.place, bar.name, bar.revision, bar.chips, tab.prompt, *tab.fields]
-    wanted = gr.State(False)  # a link asked for its text
-
-    def use(place: Resolved, token: str | None, query: dict[str, str] | None = None) -> list[Any]:
-        """All that changes with the model. What a link says wins over the model's own defaults."""
-        given = {name: query[name] for name in ("prompt", *FIELDS) if name in query} if query else {}
-        prompt = given.pop("prompt", playground.example_prompt(place))
-        asked = {name: value if name == "stop" else float(value) for name, value in given.items()}
-        settings = playground.settings(place, **asked)
-        values = [getattr(settings, name) or 0 for name in FIELDS[:-2]]
-        revision = gr.Dropdown(playground.revisions(place, token), value=place.revision)
-        seed = settings.seed if "seed" in given else None
-        return [
-            place,
-            playground.name_of(place),
-            revision,
-            playground.chips(place),
-            prompt,
-            *values,
-            seed,
-            "\n".join(settings.stop),
-        ]
+    wanted = gr.State(False)  # a link asks for its text, where other visits begin with the example
 
     def open_page(request: gr.Request, token: gr.OAuthToken | None) -> list[Any]:
         query = dict(request.query_params)
         try:
             place = playground.find(query.get("repo", ""), query.get("rev", ""), secret(token))
-            return [*use(place, secret(token), query), "prompt" in query]
+            return [*model_update(page, place, secret(token), query), "prompt" in query]
         except (ValueError, OSError) as error:
-            gr.Warning(explain(error, playground) + "; here is another model")
+            gr.Warning(f"{explain(error, playground)}. Here is another model.")
         place = playground.find("" if "repo" in query else "tiny")
-        return [*use(place, None), False]
+        return [*model_update(page, place, None, {}), False]
 
     def load(name: str, revision: str, token: gr.OAuthToken | None) -> list[Any]:
-        return use(playground.find(name, revision, secret(token)), secret(token))
+        place = playground.find(name, revision, secret(token))
+        return [*model_update(page, place, secret(token), {}), False]
 
     def show(wanted: bool, place: Resolved, prompt: str, *values) -> Iterator[tuple]:
         if wanted:
@@ -306,24 +594,16 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace) -> None:
             writing = playground.example(place)
             yield writing, writing.view(), writing.status()
 
-    def first(listen: Callable) -> None:
-        shown = page.on(
-            listen,
-            show,
-            [wanted, page.place, tab.prompt, *tab.fields],
-            tab.shown,
-            turn=MODEL,
-            show_progress_on=tab.status,
-        )
+    outputs, options = [*loaded, wanted], dict(turn=LOAD, show_progress_on=bar.chips)
+    inputs = [wanted, page.place, tab.prompt, *tab.fields]
+    for event in (
+        page.on(page.blocks.load, open_page, None, outputs, **options),
+        page.on(bar.load.click, load, [bar.name, bar.revision], outputs, **options),
+        page.on(use_step(bar).success, load, [bar.name, bar.revision], outputs, **options),
+    ):
+        shown = page.on(event.success, show, inputs, tab.shown, turn=MODEL, show_progress_on=tab.status)
         tab.finish(shown.then)
         tab.started.append(shown)
-
-    options = dict(turn=LOAD, show_progress_on=bar.chips)
-    opened = page.on(page.blocks.load, open_page, None, [*loaded, wanted], **options)
-    first(opened.success)
-    inputs = [bar.name, bar.revision]
-    changed = page.on(bar.load.click, load, inputs, loaded, **options)
-    first(changed.success(lambda: False, None, wanted, api_visibility="private").success)
     page.on(bar.name.input, lambda: gr.Dropdown([], value=""), None, bar.revision, show_progress="hidden")
 
 
@@ -333,6 +613,32 @@ def wire_stop(page: Page, tab: SimpleNamespace) -> None:
     tab.finish(stopped.then)
 
 
+def wire_tabs(
+    page: Page, look: SimpleNamespace, training: SimpleNamespace, compare: SimpleNamespace, model: SimpleNamespace
+) -> None:
+    """What the tabs show of a model, once it is loaded. What takes long waits until somebody looks."""
+    looked = gr.State(None)  # the place that the Look inside tab shows
+
+    def look_first(looked: Resolved | None, place: Resolved, text: str, *values) -> list[Any]:
+        if place is None or looked == place:
+            return [gr.skip()] * (1 + len(look.outputs))
+        return [place, *look.run(place, "", *values)]
+
+    def look_again(looked: Resolved | None, *inputs) -> list[Any]:
+        return look_first(looked, *inputs) if looked else [gr.skip()] * (1 + len(look.outputs))
+
+    for listen, function in ((look.tab.select, look_first), (page.place.change, look_again)):
+        page.on(
+            listen, function, [looked, *look.inputs], [looked, *look.outputs], turn=MODEL, show_progress_on=look.text
+        )
+    quiet = dict(show_progress="hidden")
+    page.on(page.place.change, model.fill, page.place, model.outputs, **quiet)
+    page.on(page.place.change, compare.suggest, [page.place, compare.prompt_from], compare.fields, **quiet)
+    chosen = page.on(page.place.change, training.choices, page.place, [training.runs, training.step], **quiet)
+    page.on(chosen.success, training.refresh, training.inputs, training.outputs, **quiet)
+    page.on(training.tab.select, training.refresh, training.inputs, training.outputs, **quiet)
+
+
 def create_app(playground: Playground, workers: int = 1) -> gr.Blocks:
     """The page and its API. workers: how many requests compute at once; more gain nothing on a few cores."""
     with gr.Blocks(title="GPT playground", analytics_enabled=False) as blocks:
@@ -340,10 +646,23 @@ def create_app(playground: Playground, workers: int = 1) -> gr.Blocks:
         page.blocks = blocks
         gr.Markdown("# GPT playground\nWrite with a small GPT, and look at what happens inside.", elem_id="title")
         bar = model_bar(page)
-        with gr.Tabs(), gr.Tab("Generate", id="generate"):
-            tab = generate_tab(page)
-        wire_model(page, bar, tab)
-        wire_stop(page, tab)
+        with gr.Tabs() as page.tabs:
+            with gr.Tab("Generate", id="generate"):
+                generate = generate_tab(page)
+            with gr.Tab("Look inside") as tab:
+                look = look_tab(page, generate)
+                look.tab = tab
+            with gr.Tab("Training") as tab:
+                training = training_tab(page)
+                training.tab = tab
+            with gr.Tab("Compare"):
+                compare = compare_tab(page, generate)
+                compare.prompt_from = generate.prompt
+            with gr.Tab("Model"):
+                model = model_tab(page)
+        wire_model(page, bar, generate, training.use_step)
+        wire_stop(page, generate)
+        wire_tabs(page, look, training, compare, model)
         add_api(page)
     return blocks.queue(max_size=page.limits.queue, default_concurrency_limit=4, api_open=True)
 
@@ -372,13 +691,41 @@ def add_api(page: Page) -> None:
         for writing in playground.write(place, prompt, playground.settings(place, **asked)):
             yield api_result(playground, writing)
 
-    for function in (generate,):
-        gr.api(
-            speaks(playground, function),
-            api_name=function.__name__,
-            concurrency_id=MODEL,
-            concurrency_limit=page.workers,
-        )
+    def next_tokens(
+        text: str = "", model: str = "", revision: str = "", n: int = 10, temperature: float = 1.0, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0,
+    ) -> dict:  # fmt: skip
+        """What the model expects after a text: the n likeliest tokens with their probability after each sampler.
+
+        Returns stages (the model itself, then each sampler that is on), tokens (id, text, probs by stage, cut_by), and
+        by stage entropy in bits, kept (how many tokens may be drawn) and rest (probability of tokens not listed).
+        """
+        place = playground.find(model, revision)
+        config = playground.settings(place, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        found = asdict(playground.next_tokens(place, text, replace(config, repetition_penalty=1.0), n))
+        return {**found, "tokens": [token._asdict() for token in found["tokens"]]}
+
+    def score(text: str, model: str = "", revision: str = "") -> dict:
+        """How well the model foresees a text: bits per token, per character and per byte, perplexity, and each token.
+
+        A token has id, text, bits (null for the first, before which nothing stands), rank, and the likeliest instead.
+        """
+        found = playground.score(playground.find(model, revision), text)
+        names = ("bits_per_token", "bits_per_character", "bits_per_byte", "perplexity", "total_bits")
+        tokens = [
+            {"id": t.piece.id, "text": t.piece.text, "bits": t.bits, "rank": t.rank, "best": t.best_text}
+            for t in found.tokens
+        ]
+        return {**{name: getattr(found, name) for name in names}, "tokens": tokens}
+
+    def info(model: str = "", revision: str = "") -> dict:
+        """What a model is: name, commit, parameters, shape, tokenizer, sampling defaults, validation loss."""
+        return playground.info(playground.find(model, revision))
+
+    for function, turn in ((generate, MODEL), (next_tokens, MODEL), (score, MODEL), (info, LOAD)):
+        limit = page.turns[turn]
+        spoken = speaks(playground, function)
+        gr.api(spoken, api_name=function.__name__, concurrency_id=turn, concurrency_limit=limit)
 
 
 def api_result(playground: Playground, writing: Writing) -> dict:

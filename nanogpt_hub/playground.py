@@ -27,14 +27,17 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import load_model, read_json, weight_files
 from nanogpt_hub.generate import SamplingConfig, Token, encode_prompt, stream_tokens
 from nanogpt_hub.hub import HubError, Resolved, chain, resolve, split_name
 from nanogpt_hub.model import GPT
+from nanogpt_hub.runs import Run, find_runs, read_run, run_of
 from nanogpt_hub.tiny import PROMPT, make_tiny
 from nanogpt_hub.tokenizer import Tokenizer
+from nanogpt_hub.views import parts_view, safe_markdown
 
-TINY = {"tiny": "best", "tiny-early": "early"}  # names of the built-in model, and the folder of its run that they mean
+TINY = {"tiny": "last", "tiny-early": "early"}  # names of the built-in model, and the folder of its run that they mean
 ALTERNATIVES = 8  # likeliest tokens kept with each generated one
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 REMEMBER_SECONDS = 60  # for how long a branch is taken to be the commit that it was
@@ -345,7 +348,7 @@ class Playground:
         """The run folder of the built-in model, made when it is first asked for."""
         folder = self._folder() / "tiny"
         with self._tiny_lock:
-            if not (folder / "best" / "config.json").is_file():
+            if not (folder / "last" / "README.md").is_file():
                 make_tiny(folder)
         return folder
 
@@ -449,6 +452,85 @@ class Playground:
                 continue
         return ""
 
+    # -- looking inside
+
+    def sample_text(self, place: Resolved, n_tokens: int = 40) -> str:
+        """A text to look into at first: how the model's example begins."""
+        example, tokenizer = self.example(place), self.load(place).tokenizer
+        ids = tokenizer.encode(example.prompt + example.text)
+        return tokenizer.decode(ids[: min(n_tokens, self.load(place).model.config.block_size)])
+
+    def next_tokens(self, place: Resolved, text: str, config: SamplingConfig, n: int = 12) -> lens.NextTokens:
+        """The likeliest next tokens, before and after each sampler."""
+        self.limits.check("the text", len(text), self.limits.text_chars, " characters")
+        self.limits.check("n", n, 100, " tokens")
+        loaded = self.load(place)
+        return lens.next_tokens(loaded.model, loaded.tokenizer, text, config, n)
+
+    def look(self, place: Resolved, text: str) -> tuple[lens.Inside, lens.LogitLens, str]:
+        """Attention maps and logit lens of the end of a text, as much of it as is allowed, and that end."""
+        self.limits.check("the text", len(text), self.limits.text_chars, " characters")
+        loaded = self.load(place)
+        most = min(self.limits.look_tokens, loaded.model.config.block_size)
+        ids = loaded.tokenizer.encode(text)
+        text = loaded.tokenizer.decode(ids[-most:]) if len(ids) > most else text
+        inside = lens.look_inside(loaded.model, loaded.tokenizer, text, most)
+        return inside, lens.logit_lens(loaded.model, loaded.tokenizer, inside), text
+
+    def score(self, place: Resolved, text: str) -> lens.Surprise:
+        """How well the model foresees each token of a text."""
+        self.limits.check("the text", len(text), self.limits.text_chars, " characters")
+        loaded = self.load(place)
+        return lens.surprise(loaded.model, loaded.tokenizer, text, self.limits.text_tokens)
+
+    def cut(self, place: Resolved, text: str) -> list[lens.Piece]:
+        """How the tokenizer cuts a text."""
+        self.limits.check("the text", len(text), self.limits.text_chars, " characters")
+        return lens.tokens_of(self.load(place).tokenizer, text, self.limits.text_tokens)
+
+    # -- two models
+
+    def compare(
+        self, a: Resolved, b: Resolved, prompt: str, config: SamplingConfig
+    ) -> Iterator[tuple[Writing, Writing]]:
+        """What both write after the prompt with the same seed, side by side as it grows."""
+        streams = [self.write(place, prompt, config) for place in (a, b)]
+        current: list[Writing | None] = [None, None]
+        while any(writing is None or writing.finish is None for writing in current):
+            for n, stream in enumerate(streams):
+                current[n] = next(stream, current[n])
+            yield current[0], current[1]
+
+    def rival(self, place: Resolved, names: Sequence[str]) -> tuple[str, str]:
+        """(name, revision) of something to compare a model with: an early step of it, else another model that is here.
+
+        names: the repo's revisions.
+        """
+        early = sorted(name for name in names if name.startswith("step-") and name != place.revision)
+        if early:
+            return place.repo_id, early[0]
+        own = self.name_of(place)
+        beside = place.folder.parent / ("last" if place.folder.name == "best" else "best")
+        others = [self.name_of(Resolved(beside))] if (beside / "config.json").is_file() else []
+        others += ["tiny-early" if own == "tiny" else "tiny"]
+        return others[0], ""
+
+    def parting(self, a: Writing, b: Writing) -> int | None:
+        """Index of the first token in which two generations differ, as far as both have come."""
+        ids = [[token.id for token in writing.tokens] for writing in (a, b)]
+        if a.tokenizer.hash != b.tokenizer.hash:
+            return 0
+        if a.finish is None or b.finish is None:
+            n = min(map(len, ids))
+            ids = [row[:n] for row in ids]
+        return lens.first_difference(*ids)
+
+    def divergence(self, a: Resolved, b: Resolved, prompt: str) -> lens.Divergence:
+        """How far apart what the two expect after the prompt is."""
+        self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
+        one, two = self.load(a), self.load(b)
+        return lens.divergence(one.model, two.model, one.tokenizer, two.tokenizer, prompt)
+
     # -- facts
 
     def info(self, place: Resolved) -> dict:
@@ -506,7 +588,8 @@ class Playground:
 
     def snippet(self, writing: Writing) -> str:
         """The same text again, in Python."""
-        where = f"{writing.place.repo_id}@{writing.place.sha}" if writing.place.repo_id else self.name_of(writing.place)
+        place = writing.place
+        where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
         return (
             "from nanogpt_hub import from_pretrained, generate\n\n"
             f"model, tokenizer = from_pretrained({where!r})\n"
@@ -526,6 +609,92 @@ class Playground:
             '    api_name="/generate",\n)\n'
             'print(result["text"])\n'
         )
+
+    def card(self, place: Resolved) -> str:
+        """README.md, made harmless; a sentence where there is none."""
+        path = place.folder / "README.md"
+        if not path.is_file() or path.stat().st_size > 2**20:
+            return "*This model has no card.*"
+        return safe_markdown(path.read_text(encoding="utf-8", errors="replace"))
+
+    def files(self, place: Resolved) -> list[list[str]]:
+        """(name, size) of each file of the model."""
+        paths = [path for path in sorted(place.folder.rglob("*")) if path.is_file()]
+        return [[path.relative_to(place.folder).as_posix(), size(path.stat().st_size)] for path in paths[:500]]
+
+    def provenance(self, place: Resolved) -> list[list[str]]:
+        """(what, value): where the model comes from, as far as its run told."""
+        facts = run_facts(place)
+        data, training, base = (facts.get(name, {}) for name in ("data", "training", "base_model"))
+        source = data.get("source") if isinstance(data.get("source"), dict) else {}
+        rows = [
+            ("repository", place.repo_id), ("commit", place.sha), ("trained on", source.get("name")),
+            ("licence of the text", source.get("license")), ("tokenizer", data.get("tokenizer")),
+            ("training tokens in the text", data.get("train_tokens")), ("tokens trained on", training.get("tokens")),
+            ("steps", training.get("steps")), ("optimizer", training.get("optimizer")),
+            ("precision", training.get("precision")), ("hardware", training.get("hardware")),
+            ("seconds", training.get("seconds")), ("fine-tuned from", base.get("id")),
+            ("code", training.get("commit")), ("command", training.get("command")),
+        ]  # fmt: skip
+        known = [[what, f"{value:,}" if type(value) is int else str(value)[:500]] for what, value in rows if value]
+        return known or [["its run left no record", ""]]
+
+    def parts(self, place: Resolved) -> dict:
+        """Bars: where the parameters are."""
+        return parts_view(lens.parameters_by_part(self.load(place).model))
+
+    def config(self, place: Resolved) -> dict:
+        """config.json as it is."""
+        return read_json(place.folder / "config.json")
+
+    def load_snippet(self, place: Resolved) -> str:
+        """How to load the model elsewhere."""
+        name, at = place.repo_id or place.folder.as_posix(), f", revision={place.sha!r}" if place.sha else ""
+        ours = f"{name}@{place.sha}" if place.sha else name
+        return (
+            "# pip install nanogpt-hub\nfrom nanogpt_hub import from_pretrained\n\n"
+            f"model, tokenizer = from_pretrained({ours!r})\n\n"
+            "# or, where its shape is one that Transformers knows\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({name!r}{at})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({name!r}{at})\n"
+        )
+
+    # -- training
+
+    def training(self, place: Resolved, names: Sequence[str] = ()) -> list[Run]:
+        """The runs by these names (`training_names`), at most two; without names the one that the model is from."""
+        known = self._run_folders(place)
+        chosen = [name for name in names if name in known][:2] or [*known][:1]
+        return [read_run(known[name], name) for name in chosen]
+
+    def training_names(self, place: Resolved) -> list[str]:
+        return list(self._run_folders(place))
+
+    def _run_folders(self, place: Resolved) -> dict[str, Path]:
+        own = run_of(place.folder)
+        known = {f"{self.name_of(place)} (this model)": own} if own else {}
+        return known | {folder.as_posix(): folder for folder in find_runs(self.runs) if folder != own}
+
+    def model_at(self, place: Resolved, run: Run, step: int, names: Sequence[str]) -> tuple[str, str] | None:
+        """(name, revision) of the weights of a kept step; None where they were not kept.
+
+        names: the repo's revisions. A repo has a tag for each kept step, a folder the best and the last weights.
+        """
+        tag = f"step-{step:06d}"
+        if place.repo_id and place.folder in run.folder.parents:
+            return (place.repo_id, tag) if tag in names else None
+        folder = run.folder / {run.best_step: "best", run.last_step: "last"}.get(step, "")
+        kept = step in (run.best_step, run.last_step) and (folder / "config.json").is_file()
+        return (self.name_of(Resolved(folder)), "") if kept else None
+
+
+def size(n: int) -> str:
+    """Bytes for people."""
+    for unit, word in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if n >= unit:
+            return f"{n / unit:.3g} {word}"
+    return f"{n} bytes"
 
 
 def arguments(settings: SamplingConfig) -> str:

@@ -1,13 +1,14 @@
 """A tiny model made in seconds on any machine, for an app that was given no other: it learns its own description.
 
-    folder = make_tiny("somewhere")      # a run folder like a real one: early/, best/, metrics.jsonl, samples/
-    model, tokenizer = load_model(folder / "best")
+    folder = make_tiny("somewhere")      # a run folder like a real one: early/, last/, metrics.jsonl, samples/
+    model, tokenizer = load_model(folder / "last")
 
 A lesson in small, too: `train_tiny` is all there is to training, without anything that makes it fast or safe.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,9 +50,12 @@ def make_tiny(folder: str | Path, steps: int = STEPS) -> Path:
         torch.manual_seed(1)
         model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **CONFIG))
     rows: list[dict] = []
+    started = time.perf_counter()
 
-    def keep(step: int, loss: float) -> None:
-        rows.append({"step": step, "tokens": step * BATCH * CONFIG["block_size"], "train_loss": loss})
+    def keep(step: int, loss: float, rate: float) -> None:
+        tokens, seconds = step * BATCH * CONFIG["block_size"], time.perf_counter() - started
+        speed = {"tokens_per_second": tokens / seconds} if step else {}
+        rows.append({"step": step, "tokens": tokens, "train_loss": loss, "learning_rate": rate, **speed})
         if step in (0, steps) or step % 50 == 0:
             text = PROMPT + generate(model, tokenizer, PROMPT, max_new_tokens=160, temperature=0.5, seed=1).text
             (folder / "samples" / f"step-{step:06d}.txt").write_text(text, encoding="utf-8", newline="")
@@ -59,13 +63,13 @@ def make_tiny(folder: str | Path, steps: int = STEPS) -> Path:
             save_model(folder / "early", model, tokenizer)
 
     train_tiny(model, torch.tensor(tokenizer.encode(TEXT)), steps, keep)
-    save_model(folder / "best", model.eval(), tokenizer, generation_config=dict(temperature=0.5, max_new_tokens=240))
+    save_model(folder / "last", model.eval(), tokenizer, generation_config=dict(temperature=0.5, max_new_tokens=240))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "best" / "README.md").write_text(card(model, tokenizer, steps), encoding="utf-8")
+    (folder / "last" / "README.md").write_text(card(model, tokenizer, steps), encoding="utf-8")
     return folder
 
 
-def train_tiny(model: GPT, data: Tensor, steps: int, keep: Callable[[int, float], None]) -> None:
+def train_tiny(model: GPT, data: Tensor, steps: int, keep: Callable[[int, float, float], None]) -> None:
     """Plain training on data (N,): random pieces of the text, AdamW, a rate that warms up and falls."""
     T, generator = model.config.block_size, torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.1)
@@ -76,7 +80,7 @@ def train_tiny(model: GPT, data: Tensor, steps: int, keep: Callable[[int, float]
         at = torch.randint(len(data) - T, (BATCH, 1), generator=generator) + torch.arange(T)  # (B, T)
         _, loss = model.train()(data[at], data[at + 1])
         if step % 10 == 0:
-            keep(step, loss.item())
+            keep(step, loss.item(), schedule.get_last_lr()[0])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

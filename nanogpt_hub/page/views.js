@@ -13,7 +13,8 @@
     element.append(...children);
     return element;
   };
-  const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? (100 * p).toFixed(1) + " %" : (100 * p).toPrecision(2) + " %");
+  const percent = (p) =>
+    p >= 0.9995 ? "100 %" : p >= 0.001 ? (100 * p).toFixed(1) + " %" : p >= 1e-5 ? (100 * p).toFixed(3) + " %" : "< 0.001 %";
   // Spaces and line ends are tokens too, so they get a sign.
   const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
   const shade = (strength) => `rgba(var(--view-rgb), ${(0.75 * Math.max(0, Math.min(1, strength))).toFixed(3)})`;
@@ -173,7 +174,7 @@
   views.attention = (root, data) => {
     if (!data) return root.replaceChildren();
     const grid = make("div", "heads"), place = make("div", "head");
-    grid.style.gridTemplateColumns = `auto repeat(${data.heads}, minmax(34px, 84px))`;
+    grid.style.gridTemplateColumns = `max-content repeat(${data.heads}, minmax(34px, 84px))`;
     root.replaceChildren(make("div", "scroll", null, grid), place);
     data.maps.forEach((row, layer) => {
       grid.append(make("small", "", `layer ${layer + 1}`));

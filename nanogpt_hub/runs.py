@@ -1,0 +1,127 @@
+"""What a training run left to look at: its curves, the samples of its kept steps, and whether it is still going on.
+
+    run = read_run("out/quickstart")          # or the folder training/ of a model from the Hub
+    run.samples[500], run.at(500)["val_loss"]
+
+Logs may come from anywhere, so what is in them is taken only where it is what it should be.
+"""
+
+import json
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+CURVES = {"train_loss": "training", "val_loss": "validation"}
+MAX_BYTES = 16 * 2**20  # of a log that is read
+MAX_POINTS = 400  # of a curve that is drawn; more than a screen shows
+STILL_SECONDS = 120  # a log that has not grown for so long belongs to a run that ended or was stopped
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell it."""
+
+    name: str
+    folder: Path
+    rows: tuple[dict[str, float], ...]  # by step: step, and what was measured there
+    samples: dict[int, Path] = field(default_factory=dict)  # step -> text file
+    max_steps: int | None = None
+    changed: float = 0.0  # when its log grew last, seconds since the epoch
+
+    @property
+    def last_step(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def best_step(self) -> int | None:
+        """Where the validation loss was lowest; None where it was never measured."""
+        measured = [row for row in self.rows if "val_loss" in row]
+        return int(min(measured, key=lambda row: row["val_loss"])["step"]) if measured else None
+
+    def going_on(self, now: float | None = None) -> bool:
+        """Whether it seems to be training at this moment."""
+        fresh = (time.time() if now is None else now) - self.changed < STILL_SECONDS
+        return fresh and self.max_steps is not None and self.last_step < self.max_steps
+
+    def at(self, step: int) -> dict[str, float]:
+        """What was measured last, up to a step."""
+        known: dict[str, float] = {}
+        for row in self.rows:
+            if row["step"] <= step:
+                known |= row
+        return known
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one measure, thinned evenly to what a screen can show; both ends stay."""
+        points = [(int(row["step"]), row[key]) for row in self.rows if key in row]
+        every = max(1, math.ceil(len(points) / MAX_POINTS))
+        return points[::every] + (points[-1:] if points and (len(points) - 1) % every else [])
+
+    def sample(self, step: int, most: int = 4000) -> str:
+        """The text that was written at a kept step, cut to `most` characters."""
+        if step not in self.samples:
+            return ""
+        with open(self.samples[step], encoding="utf-8", errors="replace", newline="") as file:
+            return file.read(most)
+
+
+def read_run(folder: str | Path, name: str = "") -> Run:
+    """The run in a folder; without rows where it has no log."""
+    folder = Path(folder)
+    log = folder / METRICS
+    samples = {}
+    for path in folder.glob("samples/step-*.txt"):
+        step = re.fullmatch(r"step-(\d{1,12})\.txt", path.name)
+        samples |= {int(step[1]): path} if step else {}
+    changed = log.stat().st_mtime if log.is_file() else 0.0
+    return Run(
+        name or folder.name, folder, tuple(read_rows(log)), dict(sorted(samples.items())), max_steps(folder), changed
+    )
+
+
+def read_rows(log: Path) -> list[dict[str, float]]:
+    """The rows of a log, by step: numbers only. Whatever else a line holds is passed over."""
+    if not log.is_file() or log.stat().st_size > MAX_BYTES:
+        return []
+    rows = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a run that writes at this moment
+        numbers = {k: v for k, v in row.items() if is_number(v)} if isinstance(row, dict) else {}
+        if isinstance(numbers.get("step"), int):
+            rows.append(numbers)
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e15
+
+
+def max_steps(folder: Path) -> int | None:
+    """How many steps the run was asked for; None where its config does not tell."""
+    path = folder / "config.yaml"
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    found = re.search(r"^max_steps: (\d{1,12})$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def find_runs(root: str | Path | None) -> list[Path]:
+    """The runs in a folder of runs, the one that changed last first. The folder may also be a run itself."""
+    if root is None:
+        return []
+    logs = [log for pattern in (METRICS, f"*/{METRICS}", f"*/*/{METRICS}") for log in Path(root).glob(pattern)]
+    return [log.parent for log in sorted(logs, key=lambda log: log.stat().st_mtime, reverse=True)]
+
+
+def run_of(model_folder: Path) -> Path | None:
+    """Where the log of a model's training is: beside it in its run folder, or under training/ if it is from the Hub."""
+    for folder in (model_folder / "training", model_folder.parent):
+        if (folder / METRICS).is_file():
+            return folder
+    return None
