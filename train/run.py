@@ -264,9 +264,16 @@ def closing_lines(trainer: Trainer) -> list[str]:
     best = trainer.out / "best"
     p = trainer.progress
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
+    prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
         f"({p.best_loss - p.first_loss:+.4f})",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
-        f"sample from it: nanogpt-hub generate {best} --prompt {shlex.quote(trainer.prompt)}",
+        f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
     ]
+
+
+def python_command() -> str:
+    """This interpreter as one would type it here."""
+    python, here = Path(sys.executable), Path.cwd()
+    return python.relative_to(here).as_posix() if python.is_relative_to(here) else "python"
