@@ -1,0 +1,121 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte, measured on any source of text.
+
+    result = evaluate(model, tokenizer, open_source("plays.txt"))
+    print(result.loss, result.perplexity, result.bits_per_byte)
+
+The text is read as a stream, so that its size does not matter: documents with end-of-text between them, cut into
+windows of block_size side by side, in which each token but the very first is predicted exactly once.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nanogpt_hub.generate import inference
+from nanogpt_hub.model import GPT, IGNORE_INDEX
+from nanogpt_hub.sources import Source
+from nanogpt_hub.tokenizer import Tokenizer
+
+BATCH_TOKENS, BATCH_LOGITS = 2**13, 2**26  # at a time at most; so many logits are 256 MB in float32
+Window = tuple[list[int], int]  # ids in a row, and how many of the last ones are targets
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured."""
+
+    loss: float  # mean over the targets, nats per token
+    tokens: int  # targets
+    bytes: int  # of text behind the targets; end-of-text has none
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): between how many equally likely tokens the model hesitates."""
+        return math.exp(min(self.loss, 700))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits to write down a byte of the text; compares models with different tokenizers."""
+        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int = 0, quiet: bool = False) -> Evaluation:
+    """Measures `model` on the text of `source`, or on its first `max_windows` windows; 0 is all of them.
+
+    quiet: no progress bar. Raises ValueError for text that the source or the tokenizer refuses, or that has fewer than
+    two tokens.
+    """
+    lengths = torch.tensor(token_lengths(tokenizer))
+    rows = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // model.config.block_size)
+    found = islice(windows(token_stream(source, tokenizer), model.config.block_size), max_windows or None)
+    total, tokens, n_bytes = 0.0, 0, 0
+    size = None if max_windows else source.text_bytes
+    with tqdm(total=size, unit="B", unit_scale=True, desc="evaluate", disable=quiet, delay=1) as bar:
+        while batch := list(islice(found, rows)):
+            idx, targets = to_batch(batch)
+            loss = batch_loss(model, idx, targets)
+            count = sum(n for _, n in batch)
+            total, tokens = total + loss * count, tokens + count
+            new_bytes = int(lengths[targets[targets != IGNORE_INDEX]].sum())
+            n_bytes += new_bytes
+            bar.set_postfix_str(f"loss {total / tokens:.4f}", refresh=False)
+            bar.update(new_bytes)
+    if not tokens:
+        raise ValueError(f"{source.name} has fewer than two tokens: there is nothing to predict")
+    return Evaluation(total / tokens, tokens, n_bytes)
+
+
+def token_lengths(tokenizer: Tokenizer) -> list[int]:
+    """Bytes of text behind each id; none behind end-of-text."""
+    ids = range(tokenizer.vocab_size)
+    return [0 if i == tokenizer.eot_id else len(tokenizer.token_bytes(i)) for i in ids]
+
+
+def token_stream(source: Source, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The ids of a source, some at a time, with end-of-text between documents where the tokenizer has one."""
+    separator = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    starts = False  # a document other than the first one
+    for text, ends in source.pieces():
+        yield [*(separator if starts else ()), *tokenizer.encode(text)]
+        starts = ends
+
+
+def windows(stream: Iterable[list[int]], block_size: int) -> Iterator[Window]:
+    """Cuts a stream of ids into windows of block_size inputs and their targets; each id but the first is one once.
+
+    The last window is filled up with ids from before it, which are then no targets, so that the model has as much to
+    look back on as in the others. A stream that is shorter than a window is one by itself.
+    """
+    T = block_size
+    before, rest = [], []  # rest begins with the id that was the last target
+    for ids in stream:
+        rest += ids
+        end = max(0, (len(rest) - 1) // T * T)
+        for start in range(0, end, T):
+            yield rest[start : start + T + 1], T
+        if end:
+            before, rest = rest[end - T : end], rest[end:]
+    if len(rest) > 1:
+        yield (before + rest)[-T - 1 :], len(rest) - 1
+
+
+def to_batch(batch: list[Window]) -> tuple[Tensor, Tensor]:
+    """(idx, targets), each (B, T) int64, of windows of one length; IGNORE_INDEX where an id is no target."""
+    ids = torch.tensor([ids for ids, _ in batch])
+    idx, targets = ids[:, :-1], ids[:, 1:].clone()
+    for row, (_, n) in zip(targets, batch, strict=True):
+        row[: len(row) - n] = IGNORE_INDEX
+    return idx, targets
+
+
+def batch_loss(model: GPT, idx: Tensor, targets: Tensor) -> float:
+    """The mean loss over the targets of a batch, each (B, T), in nats per token."""
+    device = model.wte.weight.device
+    with inference(model):
+        _, loss = model(idx.to(device), targets.to(device))
+    return loss.item()
