@@ -310,8 +310,8 @@ def text_views(look_tokens: int) -> list[gr.components.Component]:
         with gr.Tab("Attention"):
             says(
                 "In each layer every token looks back at the tokens before it, in several ways at once: the heads. "
-                "Each square is one head; row by row it shows where each token looks, the last one at the bottom. Choose "
-                f"a head, then a token. Of long texts the last {look_tokens} tokens are shown."
+                "Each square is one head; row by row it shows where each token looks, the last one below. Choose a "
+                f"head, then a token. Of long texts the last {look_tokens} tokens are shown."
             )
             note = gr.Markdown("")
             attention = view("attention", elem_id="attention")

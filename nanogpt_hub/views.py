@@ -16,6 +16,7 @@ STAGES = {
     "top_p": "after top-p",
     "min_p": "after min-p",
 }
+PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`)", re.DOTALL)
 
 
@@ -133,11 +134,12 @@ def parts_view(parts: Sequence[Part]) -> dict:
 
 
 def safe_markdown(text: str) -> str:
-    """A card from anywhere, as text: without its front matter, without HTML, and pictures as links to them.
+    """A card from anywhere, as text: without its front matter, without HTML, and pictures as their captions.
 
     So nothing is fetched from elsewhere when the card is shown. Code stays as it is.
     """
     text = re.sub(r"\A\s*---\r?\n.*?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     parts = CODE.split(text)
-    parts[::2] = [part.replace("![", "[").replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [PICTURE.sub(r"*\1*", part).replace("![", "[").replace("<", "&lt;") for part in parts[::2]]
     return "".join(parts)
