@@ -106,7 +106,7 @@ class Trainer:
         self.facts = facts  # what was known before the first step, for the model card
         self.sharing = sharing  # on the main process of a run that pushes to the Hub
         self.out = Path(config.out_dir)
-        self.progress = Progress()
+        self.progress, self.recent = Progress(), []  # recent: the steps since the last log line
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
@@ -151,17 +151,28 @@ class Trainer:
     def _one_step(self, bar: tqdm) -> str:
         """A training step with what follows it: log line, evaluation, patience."""
         cfg, p = self.config, self.progress
-        row = self.train_step()
+        self.recent.append(self.train_step())
         evaluate = p.step % cfg.eval.interval == 0 or p.step == cfg.max_steps
-        if evaluate:
-            row["val_loss"] = self.evaluate()
+        evaluated = {"val_loss": self.evaluate()} if evaluate else {}
         if evaluate or p.step % cfg.log_interval == 0:
-            self._log(bar, row)
+            self._log(bar, {**self._summary(), **evaluated})
         bar.update()
         return "early stop" if 0 < cfg.eval.patience <= p.stale else "done"
 
+    def _summary(self) -> dict:
+        """The steps since the last log line as one row: loss and speed are their means."""
+        steps, self.recent = self.recent, []
+        speed = sum(step["n_targets"] for step in steps) / sum(step["seconds"] for step in steps)
+        return {
+            "train_loss": sum(step["train_loss"] for step in steps) / len(steps),
+            "learning_rate": steps[-1]["learning_rate"],
+            "grad_norm": steps[-1]["grad_norm"],
+            "tokens_per_second": speed,
+            "mfu": speed / self.world * self.flops / self.peak_flops,
+        }
+
     def train_step(self) -> dict:
-        """One optimizer step; halves the micro-batch and tries again when memory runs out. Returns what to log."""
+        """One optimizer step; halves the micro-batch and tries again when memory runs out."""
         while True:
             start = time.perf_counter()
             try:
@@ -169,9 +180,7 @@ class Trainer:
             except Exception as error:
                 self._shrink_or_raise(error)
                 continue
-            row["tokens_per_second"] = row.pop("n_targets") / (time.perf_counter() - start)
-            row["mfu"] = row["tokens_per_second"] / self.world * self.flops / self.peak_flops
-            return row
+            return {**row, "seconds": time.perf_counter() - start}
 
     def _train_step(self) -> dict:
         cfg, p = self.config, self.progress
