@@ -43,8 +43,8 @@ def raw_tensors(args: dict) -> dict[str, torch.Tensor]:
     return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
 
 
-def reference_loss(args: dict, tensors: dict, ids: list[int]) -> float:
-    """nanoGPT's forward pass on raw tensors, written out: the mean cross entropy of each id but the first."""
+def reference_losses(args: dict, tensors: dict, ids: list[int]) -> torch.Tensor:
+    """nanoGPT's forward pass on raw tensors, written out: the cross entropy of each id but the first, (T,)."""
 
     def linear(name, x):
         return F.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
@@ -65,7 +65,7 @@ def reference_loss(args: dict, tensors: dict, ids: list[int]) -> float:
         x = x + linear(f"{block}.attn.c_proj", (scores.softmax(-1) @ v).transpose(0, 1).reshape(T, -1))
         h = linear(f"{block}.mlp.c_fc", norm(f"{block}.ln_2", x))
         x = x + linear(f"{block}.mlp.c_proj", h * 0.5 * (1 + torch.erf(h / math.sqrt(2))))
-    return F.cross_entropy(linear("lm_head", norm("transformer.ln_f", x)), targets).item()
+    return F.cross_entropy(linear("lm_head", norm("transformer.ln_f", x)), targets, reduction="none")
 
 
 @pytest.fixture
@@ -96,8 +96,11 @@ def test_the_loss_is_nanogpts(files, tmp_path, bias, prefix):
     model, tokenizer = load_model(tmp_path / "out")
     ids = tokenizer.encode(TEXT)[: args["block_size"] + 1]
     assert ids == [CHARACTERS.index(c) for c in TEXT[: len(ids)]]
-    _, loss = model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))
-    assert loss.item() == pytest.approx(reference_loss(args, tensors, ids), abs=1e-5)
+    logits, loss = model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))
+    expected = reference_losses(args, tensors, ids)
+    assert loss.item() == pytest.approx(expected.mean().item(), abs=1e-5)
+    each = F.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="none")  # the mean hides which GELU it is
+    torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
     assert family_of(model.config) == ("gpt2", "")
 
 
