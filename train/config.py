@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -25,6 +25,7 @@ def comments_as_help(cls: type, source: type | None = None) -> type:
 
 Preset = Literal[tuple(PRESETS)]
 Size = Literal[tuple(SIZES)]
+Layer = Literal["c_attn", "c_proj", "c_fc", "c_gate"]  # the linear layers of a block; c_gate is in swiglu models only
 ModelOverrides = comments_as_help(
     make_dataclass("ModelOverrides", [(f.name, f.type | None, None) for f in fields(GPTConfig)], frozen=True), GPTConfig
 )
@@ -61,6 +62,10 @@ class DataConfig:
 
     source: str = "python"  # a file, a folder, a URL, a Hub dataset id, or "python": the standard library's own source
     text_column: str = "text"  # which column of a table or dataset holds the text
+    format: Literal["text", "completion", "messages"] = "text"  # what rows hold; of the last two, answers are learned
+    prompt_column: str = "prompt"  # for format completion: what the model is given
+    completion_column: str = "completion"  # for format completion: what it shall write
+    messages_column: str = "messages"  # for format messages: a list of {role, content}
     config: str = ""  # configuration of a Hub dataset that has several
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
@@ -101,6 +106,23 @@ class OptimConfig:
         for name in ("muon_momentum", "beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
         check(0 <= self.final_lr_fraction <= 1, "optim.final_lr_fraction must be in [0, 1]")
+
+
+@comments_as_help
+@dataclass(frozen=True)
+class LoraConfig:
+    """Fine-tuning of small adapters instead of all weights (arXiv:2106.09685). What is saved has them merged."""
+
+    rank: int = 0  # of the adapters' matrices; 0 trains the weights themselves
+    alpha: float = 16.0  # what an adapter gives counts alpha / rank
+    dropout: float = 0.0  # part of the adapters' inputs dropped in training
+    targets: list[Layer] = field(default_factory=lambda: [*get_args(Layer)])  # linear layers of a block that get one
+
+    def __post_init__(self):
+        check(self.rank >= 0, f"lora.rank is {self.rank}; it must not be negative")
+        check(self.alpha > 0, f"lora.alpha is {self.alpha}; it must be above 0")
+        check(0 <= self.dropout < 1, f"lora.dropout is {self.dropout}; it must be in [0, 1)")
+        check(len(self.targets) > 0, "lora.targets is empty; name at least one kind of layer")
 
 
 @comments_as_help
@@ -169,6 +191,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     hub: HubConfig = field(default_factory=HubConfig)

@@ -44,7 +44,8 @@ def hyperparameters(config: TrainConfig) -> dict:
     settings = as_settings(config)
     mine = {k: v for k, v in settings["optim"].items() if config.optim.name == "muon" or not k.startswith("muon")}
     dropout = {"dropout": config.model.dropout} if config.model.dropout else {}
-    return {"max_steps": config.max_steps, "batch_size": config.batch_size, **dropout, "optim": mine}
+    lora = {"lora": settings["lora"]} if config.lora.rank else {}
+    return {"max_steps": config.max_steps, "batch_size": config.batch_size, **dropout, "optim": mine, **lora}
 
 
 def progress_facts(trainer) -> RunFacts:

@@ -1,10 +1,18 @@
-"""Goes on training a model that exists, on other text.
+"""Goes on training a model that exists, on other text or on prompts with their answers.
 
     python -m train.finetune --from out/quickstart/best --data.source my.txt
-    python -m train.finetune configs/finetune_gpt2_shakespeare.yaml --from FOLDER
+    python -m train.finetune --from openai-community/gpt2 --data.source pairs.jsonl --data.format completion
+    python -m train.finetune --from user/name@v1 --data.source chats.jsonl --data.format messages --lora.rank 8
+    python -m train.finetune configs/finetune_lora.yaml --from openai-community/gpt2
 
-Weights, tokenizer and shape come from the model folder; optimizer, schedule and counters start anew. (To continue an
-interrupted run instead, give its command again.) The loss before the first step is printed first, the change last.
+--from takes a model folder or the name of a repo on the Hub, ours or anybody's of the families that this project reads
+(GPT-2, GPT-NeoX and Pythia, Llama, nanochat). Weights, tokenizer and shape come from there; optimizer, schedule and
+counters start anew. (To continue an interrupted run instead, give its command again.) The loss before the first step
+is printed first, the change last.
+
+data.format tells what the data is. `text` is learned as a whole. Rows with a `prompt` and a `completion`, and rows of
+`messages`, are learned only where the model is to answer; how they become tokens is told in train/rows.py and
+train/chat.py. --lora.rank trains small adapters beside the frozen weights; the saved models have them merged.
 """
 
 import sys
@@ -13,9 +21,13 @@ from dataclasses import replace
 from jsonargparse import Namespace
 
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.hub import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
+from train.chat import PLAIN
 from train.config import TrainConfig, make_parser
+from train.lora import add_adapters, check_peft
+from train.rows import RowSource
 from train.run import Start
 from train.run import main as run_main
 
@@ -32,8 +44,29 @@ DEFAULTS = {
 CHANGEABLE = {"dropout", "block_size"}
 
 
-def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
-    """The base model, with more dropout or a shorter context if asked. Raises ValueError for any other change."""
+def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) -> Start:
+    """The base model, with adapters, more dropout or a shorter context if asked.
+
+    Raises ValueError for what cannot be asked, HubError or CheckpointError when the base cannot be had.
+    """
+    check_settings(config)
+    place = resolve(parsed["from"])
+    gpt, tokenizer = load_model(place.folder)
+    if tokenizer is None:
+        raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")
+    gpt = reshaped(gpt, **config.model.given())
+    if config.lora.rank:
+        add_adapters(gpt, config.lora, config.seed)
+    if config.data.format == "messages":
+        tokenizer.config["chat_template"] = tokenizer.config.get("chat_template") or PLAIN
+    base = {"relation": "finetune"}
+    if place.repo_id:
+        base |= {"id": place.repo_id, "revision": place.sha}
+    return Start(gpt, tokenizer, base)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raises ValueError for a setting that a fine-tune cannot have."""
     fixed = sorted(set(config.model.given()) - CHANGEABLE)
     if fixed:
         raise ValueError(
@@ -42,11 +75,10 @@ def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
         )
     if config.data.tokenizer:
         raise ValueError(f"data.tokenizer {config.data.tokenizer!r} cannot be set: a fine-tune takes it from --from")
-    name = parsed["from"]
-    gpt, tokenizer = load_model(name)
-    if tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer, so its weights cannot be fine-tuned on text")
-    return Start(reshaped(gpt, **config.model.given()), tokenizer, {"relation": "finetune"})
+    if config.lora.rank:
+        check_peft()
+        if config.optim.name == "muon":
+            raise ValueError("optim.name muon is for whole matrices: adapters (lora.rank) are trained with adamw")
 
 
 def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = None) -> GPT:
@@ -66,8 +98,8 @@ def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = No
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser("train.finetune", "Fine-tunes a model from a folder on text.")
-    parser.add_argument("--from", required=True, help="the model to start from: a model folder")
+    parser = make_parser("train.finetune", "Fine-tunes a model on text, or on prompts with their answers.")
+    parser.add_argument("--from", required=True, help="the model to start from: a folder, or user/name[@revision]")
     parser.set_defaults(DEFAULTS)
     return run_main(parser, start, argv)
 

@@ -98,8 +98,11 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
-    """The run's optimizer. Matrices and embeddings decay, norms and biases do not; `peak_lr` is a group's full rate."""
-    named = dict(model.named_parameters())
+    """The run's optimizer over what is not frozen. Matrices and embeddings decay, norms and biases do not.
+
+    `peak_lr` is a group's full rate.
+    """
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     muon = {n for n, p in named.items() if config.name == "muon" and n.startswith("h.") and p.ndim == 2}
     groups = []
     for decay in (True, False):

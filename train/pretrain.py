@@ -20,7 +20,11 @@ from train.run import main as run_main
 
 
 def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
-    """A freshly initialised model for the text's tokenizer."""
+    """A freshly initialised model for the text's tokenizer. Raises ValueError for what only a fine-tune can do."""
+    if config.lora.rank:
+        raise ValueError("lora.rank belongs to train.finetune: adapters need weights that have learned something")
+    if config.data.format != "text":
+        raise ValueError(f"data.format {config.data.format} belongs to train.finetune; pre-training learns from text")
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
     torch.manual_seed(config.seed)

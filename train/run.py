@@ -22,10 +22,11 @@ from nanogpt_hub.publish import fetch_state
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
-from train.data import Batches, Data, EvalWindows, TokenRange, prepare, summary, token_lengths, unigram_loss
+from train.data import Batches, Data, EvalWindows, prepare, summary, token_lengths, unigram_loss
 from train.facts import command_line, lasting_facts
 from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
+from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
 from train.state import read_facts
 from train.trainer import Trainer, TrainingError
@@ -83,13 +84,13 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     source = open_source_of(config)
     with accelerator.main_process_first():  # the others find the tokenizer and the shards in the cache
         gpt, tokenizer, base = make_start(config, parsed, source)
-        data, train, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
+        data, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
     command = command_line(parser.prog, argv)
     facts = lasting_facts(config, command, data, tokenizer, base)
     trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
     if state is not None:
         trainer.resume(state)
-    for line in (*lines, *model_lines(config, gpt, len(train)), *plan_lines(config, trainer)):
+    for line in (*lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
         say(line)
     if trainer.progress.step >= config.max_steps:
         say(
@@ -140,8 +141,10 @@ def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
     return accelerator, f"device: {device_name(device)}{processes}; precision {precision}: {reason}"
 
 
-def open_source_of(config: TrainConfig) -> Source:
+def open_source_of(config: TrainConfig) -> Source | RowSource:
     d = config.data
+    if d.format != "text":
+        return open_rows_of(d)
     return open_source(d.source, text_column=d.text_column, config=d.config, split=d.split, revision=d.revision)
 
 
@@ -178,10 +181,12 @@ def cached_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
 
 
 def load_data(
-    config: TrainConfig, source: Source, tokenizer: Tokenizer, gpt: GPT, quiet: bool
-) -> tuple[Data, TokenRange, list[str]]:
-    """Batches and evaluation windows for a model, its training tokens, and lines that describe them."""
+    config: TrainConfig, source: Source | RowSource, tokenizer: Tokenizer, gpt: GPT, quiet: bool
+) -> tuple[Data, list[str]]:
+    """Batches and what every evaluation reads, for a model, and lines that describe them."""
     block_size, vocab_size = gpt.config.block_size, tokenizer.vocab_size
+    if isinstance(source, RowSource):
+        return load_rows(config, source, tokenizer, block_size, quiet)
     corpus = prepare(source, tokenizer, cache_folder(config), quiet)
     corpus.check_vocab(gpt.config.vocab_size)
     apart = open_validation_of(config)
@@ -198,10 +203,10 @@ def load_data(
         baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram},
         facts={"source": corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
     )
-    return data, train, summary(corpus, train, val, tokenizer)
+    return data, summary(corpus, train, val, tokenizer)
 
 
-def model_lines(config: TrainConfig, gpt: GPT, n_train: int) -> list[str]:
+def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
     family, why = family_of(cfg)
@@ -211,7 +216,11 @@ def model_lines(config: TrainConfig, gpt: GPT, n_train: int) -> list[str]:
     ]
     if family == "nanogpt_hub":
         lines.append(f"note: Transformers has no such model ({why}); the folder loads with nanogpt_hub only")
-    warning = size_warning(gpt.num_params(), n_train)
+    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
+    if config.lora.rank:
+        share = trained / gpt.num_params()
+        lines.append(f"LoRA: adapters of rank {config.lora.rank}; {trained:,} parameters are trained ({share:.2%})")
+    warning = size_warning(trained, data.facts["train_tokens"])
     return [*lines, warning] if warning else lines
 
 
@@ -219,14 +228,17 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
     """What the run will do, how much memory that takes, and what a loss has to be compared with."""
     gpt, data = trainer.gpt, trainer.data
     tokens = config.max_steps * config.batch_size * gpt.config.block_size
+    at_most = "at most " if config.data.format != "text" else ""  # rows are padded as far as their batch needs
     precision = "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision
-    need = training_bytes(gpt.config, gpt.num_params(), trainer.micro, precision)
+    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
+    frozen = 4 * (gpt.num_params() - trained)  # bytes
+    need = frozen + training_bytes(gpt.config, trained, trainer.micro, precision)
     have = memory_bytes(trainer.device.type)
     share = f" of {size(have)}" if have else ""
     accumulation = config.batch_size // (trainer.micro * trainer.world)
     lines = [
-        f"plan: {config.max_steps:,} steps of {config.batch_size} x {gpt.config.block_size} tokens "
-        f"({accumulation} x {trainer.micro} a process), {tokens:,} in all, "
+        f"plan: {config.max_steps:,} steps of {config.batch_size} x {at_most}{gpt.config.block_size} tokens "
+        f"({accumulation} x {trainer.micro} a process), {at_most}{tokens:,} in all, "
         f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
         f"memory: about {size(need)}{share}",
         *baseline_lines(data.baselines, data.bytes_per_token),

@@ -32,6 +32,7 @@ from train.config import TrainConfig
 from train.data import Data
 from train.facts import merged, progress_facts
 from train.hardware import flops_per_token, is_out_of_memory, matmul_flops
+from train.lora import without_adapters
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
 from train.sharing import Sharing
@@ -329,7 +330,7 @@ class Trainer:
         facts = merged(self.facts, progress_facts(self))
         if not self.accelerator.is_main_process:
             return facts
-        save_model(self.out / name, self.gpt, self.tokenizer)
+        save_model(self.out / name, without_adapters(self.gpt), self.tokenizer)
         write_card(self.out / name, facts)
         if name == "best":
             write_atomic(self.out / "run.json", json.dumps(facts, indent=2))
@@ -338,7 +339,7 @@ class Trainer:
     def resume(self, facts: dict) -> None:
         """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run."""
         mine = fixed_settings(self)
-        differing = [key for key in mine if facts["fixed"].get(key) != mine[key]]
+        differing = [key for key in {**mine, **facts["fixed"]} if facts["fixed"].get(key) != mine.get(key)]
         if differing:
             was, now = ({k: s.get(k) for k in differing} for s in (facts["fixed"], mine))
             raise ValueError(
@@ -432,7 +433,7 @@ def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
 def fixed_settings(trainer: Trainer) -> dict:
     """What must be the same when a run goes on: otherwise it would not be that run."""
     config = trainer.config
-    return {
+    settings = {
         "seed": config.seed,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
@@ -441,3 +442,10 @@ def fixed_settings(trainer: Trainer) -> dict:
         "tokenizer": trainer.tokenizer.hash[:16],
         "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
     }
+    if config.data.format != "text":
+        settings["format"] = config.data.format
+    if config.lora.rank:
+        settings["lora"] = asdict(config.lora)
+    if "base_model" in trainer.facts:
+        settings["base_model"] = trainer.facts["base_model"]
+    return settings

@@ -1,0 +1,425 @@
+"""Prompts and answers to them: rows of a table become padded batches in which only the answers are learned.
+
+    source = open_rows("pairs.jsonl", ["prompt", "completion"])
+    rows, counts = encode_rows(source, completions("prompt", "completion", tokenizer), block_size)
+    batches = RowBatches(rows, block_size, seed=1337)
+    idx, targets = batches.batch(step, batch_size)  # as train.data.Batches; prompts and padding are IGNORE_INDEX
+
+Two kinds of rows, chosen by data.format:
+
+completion   {"prompt": "2 + 2 =", "completion": " 4"}: the ids of the prompt as it has them alone, those of the
+             completion, end-of-text. Nothing is put in between, so the white space that belongs there must be in one of
+             the two: best at the head of the completion, because the usual vocabularies join a space to what follows.
+messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}: written by
+             the tokenizer's chat template, or a plain one (see chat.py); what the assistant says is learned.
+
+A row longer than the context loses the beginning of its prompt; an answer that is longer by itself loses its end.
+"""
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nanogpt_hub.generate import encode_prompt
+from nanogpt_hub.model import IGNORE_INDEX
+from nanogpt_hub.sources import SourceError
+from nanogpt_hub.tokenizer import Tokenizer
+from train.chat import ChatTemplate, Encoded
+from train.config import DataConfig, TrainConfig
+from train.data import ALL, Data, Order, token_lengths, unigram_loss
+from train.data import Rows as BatchRows
+from train.report import EVEN, UNIGRAM
+
+ROWS_AT_A_TIME = 1000  # tokenised together
+SHOWN = 200  # characters of the first row
+
+Encode = Callable[[list[dict], int], Iterable[Encoded]]  # rows, and the number of the first of them
+
+
+# ---- where rows come from --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows of a table and what is known about them. Made by `open_rows`."""
+
+    kind: str  # file | hub
+    name: str  # for people: no private path
+    read: Callable[[], Iterable[dict]] = field(repr=False)  # each call starts anew
+    facts: dict = field(default_factory=dict)  # what `describe` adds
+
+    def describe(self) -> dict:
+        """Facts for cards, as `nanogpt_hub.sources.Source` gives them."""
+        return {"kind": self.kind, "name": self.name, **self.facts}
+
+
+def open_rows(
+    source: str, columns: list[str], *, config: str = "", split: str = "train", revision: str = ""
+) -> RowSource:
+    """Opens a .jsonl, .json, .csv, .tsv or .parquet file, or a Hub dataset, for which config, split and revision count.
+
+    Raises SourceError, one sentence, when it cannot be read or the first row lacks one of the `columns`.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix.lower() in READERS:
+        opened = _open_file(path)
+        if config or revision or split != "train":
+            raise SourceError(f"config, split and revision belong to Hub datasets, but {source} is a file")
+    else:
+        opened = _open_hub(source, config, split, revision)
+    first = next(iter(opened.read()), None)
+    if first is None:
+        raise SourceError(f"{source} holds no rows: there is nothing to train on")
+    for column in columns:
+        cell(first, column, f"{opened.name}, row 1")
+    return opened
+
+
+def _open_file(path: Path) -> RowSource:
+    kind = path.suffix.lower()
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}; give an existing one, or the name of a Hub dataset (owner/name)")
+    if kind not in READERS:
+        raise SourceError(f"{path} is no table: rows are read from {', '.join(READERS)} files and from Hub datasets")
+
+    def read() -> Iterator[dict]:
+        done = 0
+        try:
+            for row in READERS[kind](path):
+                if not isinstance(row, dict):
+                    raise ValueError(f"an object was expected, not {type(row).__name__}")
+                yield row
+                done += 1
+        except (OSError, ValueError, RecursionError, csv.Error) as error:
+            raise SourceError(f"{path}, row {done + 1}, cannot be read: {error}") from error
+
+    return RowSource("file", path.name, read, {"bytes": path.stat().st_size})
+
+
+def _read_json_lines(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8-sig") as file:
+        yield from (json.loads(line) for line in file if line.strip())
+
+
+def _read_json(path: Path) -> Iterator[dict]:
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise ValueError("a .json file must hold a list of rows; one row a line belongs into a .jsonl file")
+    yield from rows
+
+
+def _read_csv(path: Path) -> Iterator[dict]:
+    csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than an answer may have
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+
+
+def _read_parquet(path: Path) -> Iterator[dict]:
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+READERS = {
+    ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json,
+    ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet,
+}  # fmt: skip
+
+
+def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    facts = {"config": config, "split": split, "revision": revision}
+    try:
+        info = HfApi().dataset_info(name, revision=revision or None)
+        facts |= {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
+    except (HTTPError, OSError, ValueError):
+        pass  # offline, or not there: the next line takes it from the cache, or says what is wrong
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split, revision=facts["revision"] or None)
+    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise SourceError(f"{name!r} is no file here, and as a Hub dataset it cannot be read: {reason}") from error
+    return RowSource("hub", name, lambda: rows, {key: value for key, value in facts.items() if value})
+
+
+def cell(row: dict, column: str, where: str):
+    """What a row has in a column. Raises SourceError where there is no such column."""
+    if column not in row:
+        raise SourceError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}")
+    return row[column]
+
+
+# ---- from rows to ids ------------------------------------------------------------------------------------------------
+
+
+def completions(prompt: str, completion: str, tokenizer: Tokenizer) -> Encode:
+    """Encodes rows with a column of prompts and one of completions. An empty completion gives no ids."""
+    end = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+
+    def text(row: dict, column: str, number: int) -> str:
+        value = cell(row, column, f"row {number}")
+        if value is not None and not isinstance(value, str):
+            raise SourceError(f"row {number}: column {column!r} holds {type(value).__name__}, not text")
+        return value or ""
+
+    def encode(rows: list[dict], first: int) -> Iterator[Encoded]:
+        pairs = [(text(row, prompt, n), text(row, completion, n)) for n, row in enumerate(rows, first)]
+        alone = tokenizer.encode_batch(asked for asked, _ in pairs)
+        whole = tokenizer.encode_batch(asked + answer for asked, answer in pairs)
+        for (_, answer), start, ids in zip(pairs, alone, whole, strict=True):
+            if not answer:
+                yield [], []
+                continue
+            # Where the border lies inside a token of the whole text, the two are encoded each by itself.
+            learned = ids[len(start) :] if ids[: len(start)] == start else tokenizer.encode(answer)
+            start = start or encode_prompt(tokenizer, "")
+            yield start + learned + end, [False] * len(start) + [True] * len(learned + end)
+
+    return encode
+
+
+def conversations(column: str, tokenizer: Tokenizer) -> Encode:
+    """Encodes rows with a column of messages, by the tokenizer's chat template."""
+    template = ChatTemplate(tokenizer)
+
+    def messages(row: dict, number: int) -> list[dict]:
+        value = cell(row, column, f"row {number}") or []
+        if not isinstance(value, list) or not all(is_message(message) for message in value):
+            raise SourceError(
+                f"row {number}: column {column!r} must hold a list of {{role, content}}, both of them text"
+            )
+        return value
+
+    def encode(rows: list[dict], first: int) -> Iterable[Encoded]:
+        return template.encode([messages(row, n) for n, row in enumerate(rows, first)])
+
+    return encode
+
+
+def is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+class TokenRows:
+    """Rows of token ids, end to end in one array, and which of the ids are targets."""
+
+    def __init__(self, ids: np.ndarray, learned: np.ndarray, borders: np.ndarray):
+        """ids (n,), learned (n,) booleans, borders (rows + 1,): row i is ids[borders[i] : borders[i + 1]]."""
+        self.ids, self.learned, self.borders = ids, learned, borders
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[np.ndarray, np.ndarray]]) -> "TokenRows":
+        """From each row's ids and its learned."""
+        ids, learned = [], []
+        for row_ids, row_learned in rows:
+            ids.append(row_ids)
+            learned.append(row_learned)
+        borders = np.cumsum([0, *map(len, ids)])
+        empty = np.empty(0, np.uint32)
+        return cls(np.concatenate([empty, *ids]), np.concatenate([empty, *learned]).astype(bool), borders)
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    @property
+    def n_targets(self) -> int:
+        return int(self.learned.sum())
+
+    def part(self, start: int, stop: int) -> "TokenRows":
+        """Rows [start, stop) as rows of their own, without a copy."""
+        first, last = self.borders[start], self.borders[stop]
+        return TokenRows(self.ids[first:last], self.learned[first:last], self.borders[start : stop + 1] - first)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a row and which are learned, each (n,)."""
+        place = slice(self.borders[index], self.borders[index + 1])
+        return self.ids[place], self.learned[place]
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id is a target, (vocab_size,)."""
+        return np.bincount(self.ids[self.learned], minlength=vocab_size)
+
+    def padded(self, indices: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
+        """Rows as (idx, targets), each (B, T) int64; targets are IGNORE_INDEX in prompts and padding."""
+        longest = int(np.max(self.borders[indices + 1] - self.borders[indices])) - 1
+        T = min(padded_length(longest), block_size)
+        idx = np.zeros((len(indices), T), dtype=np.int64)
+        targets = np.full_like(idx, IGNORE_INDEX)
+        for i, index in enumerate(indices.tolist()):
+            ids, learned = self.row(index)
+            idx[i, : len(ids) - 1] = ids[:-1]
+            targets[i, np.flatnonzero(learned) - 1] = ids[learned]  # the first id is never learned
+        return torch.from_numpy(idx), torch.from_numpy(targets)
+
+
+def padded_length(n: int) -> int:
+    """The next of 8, 12, 16, 24, 32, 48, ...: few shapes, as a model is compiled anew for each, and little waste."""
+    power = max(8, 1 << (n - 1).bit_length())
+    return power * 3 // 4 if 8 < n <= power * 3 // 4 else power
+
+
+def encode_rows(source: RowSource, encode: Encode, block_size: int, quiet: bool = True) -> tuple[TokenRows, Counter]:
+    """All rows that have something to learn, and how many were `read`, `skipped`, `shortened` (the prompt), `cut`.
+
+    Raises SourceError for what is not in the form it should have, or when nothing is left.
+    """
+    counts: Counter = Counter()
+    fitted = (fit(*encoded, block_size + 1, counts) for encoded in _encoded(source, encode, quiet))
+    rows = TokenRows.of(row for row in fitted if row is not None)
+    if not len(rows):
+        raise SourceError(f"none of the {counts['read']:,} rows of {source.name} has an answer to learn from")
+    return rows, counts
+
+
+def _encoded(source: RowSource, encode: Encode, quiet: bool) -> Iterator[Encoded]:
+    rows, first = iter(source.read()), 1
+    with tqdm(unit="row", desc="tokenize", disable=quiet, delay=1) as bar:
+        while some := list(islice(rows, ROWS_AT_A_TIME)):
+            try:
+                yield from encode(some, first)
+            except ValueError as error:
+                raise SourceError(f"{source.name}: {error}") from error
+            first += len(some)
+            bar.update(len(some))
+
+
+def fit(ids: list[int], learned: list[bool], longest: int, counts: Counter) -> tuple[np.ndarray, np.ndarray] | None:
+    """A row of at most `longest` ids, or None where nothing is learned; keeps count.
+
+    What is too much goes from the left, up to one id before the first that is learned, then from the right.
+    """
+    counts["read"] += 1
+    if not any(learned[1:]):  # the first id follows nothing and cannot be learned
+        counts["skipped"] += 1
+        return None
+    excess = max(0, len(ids) - longest)
+    left = min(excess, learned.index(True, 1) - 1)
+    counts["shortened"] += left > 0
+    counts["cut"] += excess > left
+    kept = slice(left, left + longest)
+    marks = np.array(learned[kept], dtype=bool)
+    marks[0] = False
+    return np.array(ids[kept], dtype=np.uint32), marks
+
+
+# ---- from ids to batches ---------------------------------------------------------------------------------------------
+
+
+class RowBatches:
+    """Training batches of whole rows, padded to the longest: each epoch has every row once, in a random order."""
+
+    def __init__(self, rows: TokenRows, block_size: int, seed: int):
+        self.rows, self.block_size, self.order = rows, block_size, Order(len(rows), seed)
+
+    def __len__(self) -> int:
+        """Sequences in one epoch."""
+        return self.order.count
+
+    def epochs(self, step: int, batch_size: int) -> float:
+        """Epochs seen after `step` batches."""
+        return step * batch_size / len(self)
+
+    def batch(self, step: int, batch_size: int, rows: BatchRows = ALL) -> tuple[Tensor, Tensor]:
+        """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
+
+        The same for the same seed and step, whoever asks; T is what the longest of the rows asked for needs.
+        """
+        return self.rows.padded(self.order.examples(step, batch_size, rows)[1], self.block_size)
+
+
+def load_rows(
+    config: TrainConfig, source: RowSource, tokenizer: Tokenizer, block_size: int, quiet: bool
+) -> tuple[Data, list[str]]:
+    """What a training loop reads, and lines that describe it. Raises SourceError where there are too few rows."""
+    encode = encoder(config.data, tokenizer)
+    rows, counts = encode_rows(source, encode, block_size, quiet)
+    apart = open_validation_rows(config.data)
+    if apart is None:
+        border = len(rows) - max(1, round(len(rows) * config.data.val_fraction))
+        if border < 1:
+            raise SourceError(f"{source.name} has 1 row to learn from; at least 2 are needed, 1 of them to validate")
+        train, val = rows.part(0, border), rows.part(border, len(rows))
+    else:
+        train, (val, _) = rows, encode_rows(apart, encode, block_size, quiet)
+    seen = np.linspace(0, len(val) - 1, min(len(val), config.eval.max_windows)).round().astype(np.int64)
+    idx, targets = val.padded(seen, block_size)
+    learned = targets[targets != IGNORE_INDEX].numpy()
+    data = Data(
+        batches=RowBatches(train, block_size, config.seed),
+        val=(idx, targets),
+        bytes_per_token=max(1, int(token_lengths(tokenizer)[learned].sum())) / len(learned),
+        baselines={EVEN: math.log(tokenizer.vocab_size), UNIGRAM: unigram_loss(train, val, tokenizer.vocab_size)},
+        facts={
+            "source": source.describe(), "rows": dict(counts), "train_tokens": train.n_targets,
+            "val_tokens": val.n_targets,
+        },
+    )  # fmt: skip
+    return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
+
+
+def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:
+    """Encodes rows of the config's format."""
+    if config.format == "completion":
+        return completions(config.prompt_column, config.completion_column, tokenizer)
+    return conversations(config.messages_column, tokenizer)
+
+
+def open_rows_of(config: DataConfig) -> RowSource:
+    """The rows to train on."""
+    return _open(config, config.source, config.split)
+
+
+def open_validation_rows(config: DataConfig) -> RowSource | None:
+    """The rows to validate on, where they are not the last of the rows to train on."""
+    if not (config.val_source or config.val_split):
+        return None
+    return _open(config, config.val_source or config.source, config.val_split or config.split)
+
+
+def _open(config: DataConfig, source: str, split: str) -> RowSource:
+    pair = [config.prompt_column, config.completion_column]
+    columns = pair if config.format == "completion" else [config.messages_column]
+    return open_rows(source, columns, config=config.config, split=split, revision=config.revision)
+
+
+def summary(
+    source: RowSource,
+    form: str,
+    train: TokenRows,
+    val: TokenRows,
+    counts: Counter,
+    tokenizer: Tokenizer,
+    block_size: int,
+) -> list[str]:
+    """Lines about the data of a run: what was read and left out, the split, and the first row as text again."""
+    about = [f"{key} {source.facts[key]}" for key in ("config", "split", "revision", "license") if key in source.facts]
+    ids, learned = train.row(0)
+    total, targets = len(train.ids) + len(val.ids), train.n_targets + val.n_targets
+    return [
+        f"data: {source.name} ({', '.join([source.kind, *about])})",
+        f"rows: {counts['read']:,} ({form}); {counts['skipped']:,} without an answer skipped; to fit {block_size} "
+        f"tokens, {counts['shortened']:,} prompts shortened and {counts['cut']:,} answers cut",
+        f"tokens: {total:,}, of which {targets:,} are learned ({tokenizer.kind}, {tokenizer.vocab_size:,} ids)",
+        f"split: {len(train):,} rows to train, {len(val):,} to validate",
+        f"first row: {tokenizer.decode(ids)[:SHOWN]!r}",
+        f"learned of it: {tokenizer.decode(ids[learned])[:SHOWN]!r}",
+    ]
