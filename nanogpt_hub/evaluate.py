@@ -47,15 +47,15 @@ class Evaluation:
 def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int = 0, quiet: bool = False) -> Evaluation:
     """Measures `model` on the text of `source`, or on its first `max_windows` windows; 0 is all of them.
 
-    quiet: no progress bar. Raises ValueError for text that the source or the tokenizer refuses, or that has fewer than
-    two tokens.
+    quiet: no progress bar, as where stderr is no terminal. Raises ValueError for text that the source or the tokenizer
+    refuses, or that has fewer than two tokens.
     """
     lengths = torch.tensor(token_lengths(tokenizer))
     rows = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // model.config.block_size)
     found = islice(windows(token_stream(source, tokenizer), model.config.block_size), max_windows or None)
     total, tokens, n_bytes = 0.0, 0, 0
     size = None if max_windows else source.text_bytes
-    with tqdm(total=size, unit="B", unit_scale=True, desc="evaluate", disable=quiet, delay=1) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="evaluate", disable=quiet or None, delay=1) as bar:
         while batch := list(islice(found, rows)):
             idx, targets = to_batch(batch)
             loss = batch_loss(model, idx, targets)
