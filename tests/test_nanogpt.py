@@ -15,6 +15,7 @@ from nanogpt_hub.checkpoint import CheckpointError, load_model
 from nanogpt_hub.convert import family_of
 from nanogpt_hub.generate import generate
 from nanogpt_hub.nanogpt import build_characters, import_checkpoint, read_meta, read_pickle
+from nanogpt_hub.publish import collect
 
 TEXT = "to be, or not to be:\nthat is the question\n" * 4
 CHARACTERS = sorted(set(TEXT))
@@ -157,6 +158,9 @@ def test_the_card_knows_what_the_checkpoint_knew(files, tmp_path, always):
     for part in ("plays", "base_model: openai-community/gpt2-xl", "2,000"):
         assert part in card
     assert not any(part in card + json.dumps(facts) for part in ("/home", "secret"))
+    pushed = collect(folder, "me/plays")
+    assert pushed["training/run.json"] == folder / "training" / "run.json"
+    assert b"2,000" in pushed["README.md"]
 
 
 def without(name: str) -> dict:
