@@ -126,11 +126,12 @@ def model_bar(page: Page) -> SimpleNamespace:
     """The fields that name a model, and the line of facts about the one in use."""
     with gr.Row(equal_height=True, elem_id="model-bar"):
         name = gr.Dropdown(
-            page.playground.names(), value=page.playground.default, allow_custom_value=True, label="Model", scale=5,
-            info="a name on the Hugging Face Hub, such as user/name, or one from the list", elem_id="model",
+            page.playground.names(), value=page.playground.default, allow_custom_value=True, label="Model",
+            info="a name on the Hugging Face Hub, such as user/name, or one from the list",
+            scale=5, min_width=220, elem_id="model",
         )  # fmt: skip
         revision = gr.Dropdown(
-            [], value="", allow_custom_value=True, label="Revision", scale=3, elem_id="revision",
+            [], value="", allow_custom_value=True, label="Revision", scale=3, min_width=220, elem_id="revision",
             info="a branch, a tag such as step-000500, or a commit; empty for main",
         )  # fmt: skip
         load = gr.Button("Load", variant="primary", scale=1, min_width=90, elem_id="load")
@@ -267,7 +268,7 @@ def address(request: gr.Request) -> str:
 # ---- Look inside -----------------------------------------------------------------------------------------------------
 
 
-def look_tab(page: Page, tab: SimpleNamespace) -> SimpleNamespace:
+def look_tab(page: Page, generate: SimpleNamespace, tab: gr.Tab) -> SimpleNamespace:
     """One text, and five ways to look at what the model makes of it."""
     says(
         "Give the model a text and watch it read. Everything here is computed from this one model, nothing is made up."
@@ -291,11 +292,11 @@ def look_tab(page: Page, tab: SimpleNamespace) -> SimpleNamespace:
         drawn = [views.attention_view(inside), views.lens_view(lens, inside), views.surprise_view(score)]
         return [text, next_tokens, *drawn, views.pieces_view(playground.cut(place, text)), *says]
 
-    inputs, outputs = [page.place, text, *tab.fields], [text, *shown]
+    inputs, outputs = [page.place, text, *generate.fields], [text, *shown]
     page.on(
         functools.partial(gr.on, [look.click, text.submit]), run, inputs, outputs, turn=MODEL, show_progress_on=text
     )
-    return SimpleNamespace(text=text, run=run, inputs=inputs, outputs=outputs)
+    return SimpleNamespace(tab=tab, text=text, run=run, inputs=inputs, outputs=outputs)
 
 
 def text_views(look_tokens: int) -> list[gr.components.Component]:
@@ -338,13 +339,21 @@ def text_views(look_tokens: int) -> list[gr.components.Component]:
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def training_tab(page: Page) -> SimpleNamespace:
+def training_tab(page: Page, tab: gr.Tab) -> SimpleNamespace:
     """The curves of a run, and what the model wrote on the way."""
     says(
         "Loss is how wrong the model's guesses are, in nats per token: lower is better. *Training* is text it learns "
         "from, *validation* text it never saw; when the two part, it has begun to learn by heart."
     )
-    runs = gr.Dropdown([], multiselect=True, max_choices=2, label="Runs", info="one, or two to compare", elem_id="runs")
+    runs = gr.Dropdown(
+        [],
+        multiselect=True,
+        max_choices=2,
+        label="Runs",
+        info="one, or two to compare",
+        elem_id="runs",
+        allow_custom_value=True,
+    )
     plot = dict(x="step", y="value", color="curve", x_title="step", tooltip="all", buttons=["fullscreen"])
     loss = gr.LinePlot(label="Loss", y_title="nats per token", elem_id="loss", **plot)
     with gr.Row():
@@ -357,40 +366,22 @@ def training_tab(page: Page) -> SimpleNamespace:
     facts = gr.Markdown("", elem_id="step-facts")
     sample = gr.Textbox(label="Sample", lines=8, max_lines=16, interactive=False, elem_id="sample")
     timer = gr.Timer(3, active=False)
-    parts = SimpleNamespace(
-        runs=runs, plots=[loss, rate, speed], step=step, use=use, facts=facts, sample=sample, timer=timer
-    )
+    parts = SimpleNamespace(tab=tab, runs=runs, plots=[loss, rate, speed], step=step, use=use, timer=timer)
+    parts.facts, parts.sample = facts, sample
     wire_training(page, parts)
     return parts
 
 
 def wire_training(page: Page, parts: SimpleNamespace) -> None:
+    """Moving the slider shows another step; new runs and a timer bring new curves, and the slider follows the run."""
     playground = page.playground
+    seen = gr.State(0)  # the last step that the slider was told of
+    step_inputs, step_outputs = [page.place, parts.runs, parts.step], [parts.facts, parts.sample, parts.use]
+    at_step = functools.partial(show_step, playground)
 
-    def refresh(place: Resolved, names: list[str], step: float) -> list[Any]:
-        """Curves and slider of the chosen runs. The slider follows a run that goes on, if it stood at the end."""
-        runs = playground.training(place, names)
-        steps = [*runs[0].samples] if runs else []
-        last = steps[-1] if steps else 1
-        at = last if not step or step not in steps else int(step)
-        slider = gr.Slider(steps[0] if len(steps) > 1 else 0, last, at, step=spacing(steps), interactive=len(steps) > 1)
-        frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": "rate"}, {"tokens_per_second": "speed"})]
-        plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
-        going_on = any(run.going_on() for run in runs)
-        return [*plots, slider, gr.Timer(active=going_on), *at_step(place, names, at)]
-
-    def at_step(place: Resolved, names: list[str], step: float) -> tuple[str, str, Any]:
-        runs = playground.training(place, names)
-        if not runs:
-            return "There is no training log beside this model.", "", gr.Button(interactive=False)
-        run = runs[0]
-        near = min(run.samples, key=lambda kept: abs(kept - step), default=int(step))
-        known = playground.model_at(place, run, near, playground.revisions(place)) is not None
-        return step_says(run, near, known), run.sample(near), gr.Button(interactive=known)
-
-    def choices(place: Resolved) -> tuple[Any, int]:
+    def choices(place: Resolved) -> tuple[Any, int, int]:
         names = playground.training_names(place)
-        return gr.Dropdown(names, value=names[:1]), 0
+        return gr.Dropdown(names, value=names[:1]), 0, 0
 
     def pick(place: Resolved, names: list[str], step: float) -> list[Any]:
         run = playground.training(place, names)[0]
@@ -398,16 +389,43 @@ def wire_training(page: Page, parts: SimpleNamespace) -> None:
         return [name, revision, gr.Tabs(selected="generate")]
 
     def use_step(bar: SimpleNamespace) -> Any:
-        return page.on(parts.use.click, pick, parts.inputs, [bar.name, bar.revision, page.tabs])
+        return page.on(parts.use.click, pick, step_inputs, [bar.name, bar.revision, page.tabs])
 
-    parts.choices, parts.refresh, parts.use_step = choices, refresh, use_step
-    parts.inputs = [page.place, parts.runs, parts.step]
-    shown = [parts.facts, parts.sample, parts.use]
-    parts.outputs = [*parts.plots, parts.step, parts.timer, *shown]
+    refresh = functools.partial(show_runs, playground)
+    inputs, outputs = [*step_inputs, seen], [*parts.plots, parts.step, seen, parts.timer]
     quiet = dict(show_progress="hidden", trigger_mode="always_last")
-    page.on(parts.runs.input, refresh, parts.inputs, parts.outputs, **quiet)
-    page.on(parts.timer.tick, refresh, parts.inputs, parts.outputs, **quiet)
-    page.on(parts.step.change, at_step, parts.inputs, shown, **quiet)
+    page.on(parts.step.change, at_step, step_inputs, step_outputs, **quiet)
+    page.on(parts.timer.tick, refresh, inputs, outputs, **quiet)
+    other = page.on(page.place.change, choices, page.place, [parts.runs, parts.step, seen], **quiet)
+    for listen in (other.success, parts.runs.input, parts.tab.select):
+        shown = page.on(listen, refresh, inputs, outputs, **quiet)
+        page.on(shown.success, at_step, step_inputs, step_outputs, **quiet)
+    parts.use_step = use_step
+
+
+def show_runs(playground: Playground, place: Resolved, names: list[str], step: float, seen: int) -> list[Any]:
+    """Curves and slider of the chosen runs. A slider that stood at the end follows a run that goes on."""
+    runs = playground.training(place, names)
+    steps = [*runs[0].samples] if runs else []
+    last = steps[-1] if steps else 0
+    slider = gr.skip()  # a visitor may be moving it
+    if last != seen or step not in steps:
+        at = int(step) if step in steps and step != seen else last
+        slider = gr.Slider(min(steps, default=0), max(1, last), at, step=spacing(steps), interactive=len(steps) > 1)
+    frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": "rate"}, {"tokens_per_second": "speed"})]
+    plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
+    return [*plots, slider, last, gr.Timer(active=any(run.going_on() for run in runs))]
+
+
+def show_step(playground: Playground, place: Resolved, names: list[str], step: float) -> tuple[str, str, Any]:
+    """What was measured at the kept step that is nearest, what the model wrote there, and whether it can be loaded."""
+    runs = playground.training(place, names)
+    if not runs:
+        return "There is no training log beside this model.", "", gr.Button(interactive=False)
+    run = runs[0]
+    near = min(run.samples, key=lambda kept: abs(kept - step), default=int(step))
+    known = playground.model_at(place, run, near, playground.revisions(place)) is not None
+    return step_says(run, near, known), run.sample(near), gr.Button(interactive=known)
 
 
 def spacing(steps: list[int]) -> int:
@@ -491,7 +509,8 @@ def wire_compare(page: Page, parts: SimpleNamespace, tab: SimpleNamespace) -> No
         (name, revision), first = playground.rival(place, names), gr.Dropdown(names, value=place.revision)
         return [playground.name_of(place), first, name, gr.Dropdown(names, value=revision), prompt]
 
-    parts.suggest, parts.fields = suggest, [*parts.sides[0], *parts.sides[1], parts.prompt]
+    parts.prompt_from, parts.suggest = tab.prompt, suggest
+    parts.fields = [*parts.sides[0], *parts.sides[1], parts.prompt]
     places = [gr.State(None), gr.State(None)]
     found = page.on(parts.start.click, find, [*parts.sides[0], *parts.sides[1]], places, turn=LOAD)
     inputs = [*places, parts.prompt, *tab.fields]
@@ -574,14 +593,16 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step:
     wanted = gr.State(False)  # a link asks for its text, where other visits begin with the example
 
     def open_page(request: gr.Request, token: gr.OAuthToken | None) -> list[Any]:
+        """What the link asks for, else the default, else the tiny model: a page always opens."""
         query = dict(request.query_params)
-        try:
-            place = playground.find(query.get("repo", ""), query.get("rev", ""), secret(token))
-            return [*model_update(page, place, secret(token), query), "prompt" in query]
-        except (ValueError, OSError) as error:
-            gr.Warning(f"{explain(error, playground)}. Here is another model.")
-        place = playground.find("" if "repo" in query else "tiny")
-        return [*model_update(page, place, None, {}), False]
+        asked = (query.get("repo", ""), query.get("rev", ""), query)
+        for name, revision, wishes in (asked, ("", "", {}), ("tiny", "", {})):
+            try:
+                place = playground.find(name, revision, secret(token))
+                return [*model_update(page, place, secret(token), wishes), "prompt" in wishes]
+            except (ValueError, OSError) as error:
+                gr.Warning(f"{explain(error, playground)}. Here is another model.")
+        raise ValueError("not even the built-in model could be made; see the app's log")
 
     def load(name: str, revision: str, token: gr.OAuthToken | None) -> list[Any]:
         place = playground.find(name, revision, secret(token))
@@ -604,7 +625,7 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step:
         shown = page.on(event.success, show, inputs, tab.shown, turn=MODEL, show_progress_on=tab.status)
         tab.finish(shown.then)
         tab.started.append(shown)
-    page.on(bar.name.input, lambda: gr.Dropdown([], value=""), None, bar.revision, show_progress="hidden")
+    bar.name.input(None, None, bar.revision, js="() => ''", api_visibility="private")  # it belongs to the old name
 
 
 def wire_stop(page: Page, tab: SimpleNamespace) -> None:
@@ -613,9 +634,7 @@ def wire_stop(page: Page, tab: SimpleNamespace) -> None:
     tab.finish(stopped.then)
 
 
-def wire_tabs(
-    page: Page, look: SimpleNamespace, training: SimpleNamespace, compare: SimpleNamespace, model: SimpleNamespace
-) -> None:
+def wire_tabs(page: Page, look: SimpleNamespace, compare: SimpleNamespace, model: SimpleNamespace) -> None:
     """What the tabs show of a model, once it is loaded. What takes long waits until somebody looks."""
     looked = gr.State(None)  # the place that the Look inside tab shows
 
@@ -634,9 +653,6 @@ def wire_tabs(
     quiet = dict(show_progress="hidden")
     page.on(page.place.change, model.fill, page.place, model.outputs, **quiet)
     page.on(page.place.change, compare.suggest, [page.place, compare.prompt_from], compare.fields, **quiet)
-    chosen = page.on(page.place.change, training.choices, page.place, [training.runs, training.step], **quiet)
-    page.on(chosen.success, training.refresh, training.inputs, training.outputs, **quiet)
-    page.on(training.tab.select, training.refresh, training.inputs, training.outputs, **quiet)
 
 
 def create_app(playground: Playground, workers: int = 1) -> gr.Blocks:
@@ -650,19 +666,16 @@ def create_app(playground: Playground, workers: int = 1) -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 generate = generate_tab(page)
             with gr.Tab("Look inside") as tab:
-                look = look_tab(page, generate)
-                look.tab = tab
+                look = look_tab(page, generate, tab)
             with gr.Tab("Training") as tab:
-                training = training_tab(page)
-                training.tab = tab
+                training = training_tab(page, tab)
             with gr.Tab("Compare"):
                 compare = compare_tab(page, generate)
-                compare.prompt_from = generate.prompt
             with gr.Tab("Model"):
                 model = model_tab(page)
         wire_model(page, bar, generate, training.use_step)
         wire_stop(page, generate)
-        wire_tabs(page, look, training, compare, model)
+        wire_tabs(page, look, compare, model)
         add_api(page)
     return blocks.queue(max_size=page.limits.queue, default_concurrency_limit=4, api_open=True)
 
@@ -809,6 +822,8 @@ def gpu_lender() -> Callable | None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     playground = make_playground(args)
+    if hasattr(os, "register_at_fork"):  # a GPU is lent to a fork of this process, whose locks may be held for ever
+        os.register_at_fork(after_in_child=playground.cache.clear)
     if playground.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()

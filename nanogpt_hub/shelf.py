@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
 from nanogpt_hub.checkpoint import load_model, weight_files
 from nanogpt_hub.generate import SamplingConfig
@@ -156,7 +156,7 @@ class Shelf:
         self.allowed, self.any_folder, self.on_space, self.device = tuple(allowed), any_folder, on_space, device
         self.default = default or self._newest_run() or "tiny"
         self.cache = ModelCache(self.limits.cache_bytes)
-        self._found: OrderedDict[tuple, tuple[float, Resolved]] = OrderedDict()
+        self._found: OrderedDict[tuple, tuple[float, Any]] = OrderedDict()
         self._lock, self._tiny_lock = threading.Lock(), threading.Lock()
         self._home: tempfile.TemporaryDirectory | None = None
 
@@ -194,15 +194,11 @@ class Shelf:
     def _remembered(self, repo_id: str, revision: str, token: str | None) -> Resolved:
         """`_fetch`, not asking the Hub again within a minute."""
         key, now = (repo_id, revision, token), time.monotonic()
-        with self._lock:
-            then, place = self._found.get(key, (-math.inf, None))
+        then, place = self._found.get(key, (-math.inf, None))
         if place is not None and now - then < REMEMBER_SECONDS and place.folder.is_dir():
             return place
         place = self._fetch(repo_id, revision, token)
-        with self._lock:
-            self._found[key] = (now, place)
-            while len(self._found) > 256:
-                self._found.popitem(last=False)
+        self._remember(key, place)
         return place
 
     def _fetch(self, repo_id: str, revision: str, token: str | None) -> Resolved:
@@ -219,17 +215,29 @@ class Shelf:
         return resolve(repo_id, revision, token=token, cache_dir=self._folder() / "private" / owner, **most)
 
     def revisions(self, place: Resolved, token: str | None = None) -> list[str]:
-        """Names to choose from: main, other branches, and the kept steps, latest first. Empty where there are none."""
+        """Names to choose from: main, other branches, then the kept steps, latest first. Empty for a folder."""
         if not place.repo_id:
             return []
+        key, now = ("revisions", place.repo_id, token), time.monotonic()
+        then, names = self._found.get(key, (-math.inf, []))
+        if now - then >= REMEMBER_SECONDS:
+            names = self._ask_revisions(place, token)
+            self._remember(key, names)
+        return names if place.revision in names else [*names, place.revision]
+
+    def _ask_revisions(self, place: Resolved, token: str | None) -> list[str]:
         try:
             refs = HfApi(token=token or (False if self.on_space else None)).list_repo_refs(place.repo_id)
-        except (HfHubHTTPError, HFValidationError, OSError):
-            return [place.revision]
-        names = [ref.name for ref in refs.branches] + sorted((ref.name for ref in refs.tags), reverse=True)
-        return sorted(
-            {*names, place.revision}, key=lambda name: (name != "main", names.index(name) if name in names else 0)
-        )
+        except (HTTPError, OSError):
+            return []
+        branches = sorted((ref.name for ref in refs.branches), key=lambda name: (name != "main", name))
+        return branches + sorted((ref.name for ref in refs.tags), reverse=True)
+
+    def _remember(self, key: tuple, value: Any) -> None:
+        with self._lock:
+            self._found[key] = (time.monotonic(), value)
+            while len(self._found) > 256:
+                self._found.popitem(last=False)
 
     def names(self) -> list[str]:
         """What the model field offers: the default, the runs' models, and the tiny one."""

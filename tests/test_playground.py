@@ -27,6 +27,9 @@ def make_model(folder, seed=0, text=TEXT, **config):
     torch.manual_seed(seed)
     tokenizer = build_tokenizer("char", [text])
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=16, block_size=32, **config))
+    with torch.no_grad():  # so that it never ends a text: the logit of end-of-text is -160
+        model.ln_f.bias.fill_(1.0)
+        model.wte.weight[tokenizer.eot_id] = -10.0
     return save_model(folder, model, tokenizer)
 
 
