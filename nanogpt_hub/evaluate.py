@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -50,7 +51,7 @@ def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int 
     quiet: no progress bar, as where stderr is no terminal. Raises ValueError for text that the source or the tokenizer
     refuses, or that has fewer than two tokens.
     """
-    lengths = torch.tensor(token_lengths(tokenizer))
+    lengths = torch.from_numpy(token_lengths(tokenizer))
     rows = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // model.config.block_size)
     found = islice(windows(token_stream(source, tokenizer), model.config.block_size), max_windows or None)
     total, tokens, n_bytes = 0.0, 0, 0
@@ -70,10 +71,10 @@ def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int 
     return Evaluation(total / tokens, tokens, n_bytes)
 
 
-def token_lengths(tokenizer: Tokenizer) -> list[int]:
-    """Bytes of text behind each id; none behind end-of-text."""
+def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text behind each id, (vocab_size,) int64; none behind end-of-text."""
     ids = range(tokenizer.vocab_size)
-    return [0 if i == tokenizer.eot_id else len(tokenizer.token_bytes(i)) for i in ids]
+    return np.array([0 if i == tokenizer.eot_id else len(tokenizer.token_bytes(i)) for i in ids], dtype=np.int64)
 
 
 def token_stream(source: Source, tokenizer: Tokenizer) -> Iterator[list[int]]:

@@ -13,11 +13,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import UnknownCharacterError, build_tokenizer
 from train import data
-from train.data import Batches, Corpus, EvalWindows, TokenRange, prepare, summary, token_lengths, unigram_loss
+from train.data import Batches, Corpus, EvalWindows, TokenRange, prepare, summary, unigram_loss
 
 TEXT = "one\r\n\n two é 日本語 🙂\t.\n" * 40
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_hub.evaluate import evaluate, token_stream, windows
+from nanogpt_hub.evaluate import evaluate, token_lengths, token_stream, windows
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train.data import EvalWindows, prepare, token_lengths
+from train.data import EvalWindows, prepare
 
 TEXT = "Fair is foul, and foul is fair: hover through the fog and filthy air – çà et là.\n" * 5
 

@@ -22,8 +22,8 @@ REPO = "alice/fox"
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
     "--model.preset nanogpt --model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 "
-    "--data.tokenizer char --max_steps 20 --batch_size 8 --eval.interval 10 --eval.max_windows 8 --eval.sample_tokens 8 "
-    "--save.interval 10 --optim.warmup_steps 2 --device cpu --hub.minutes 0 --hub.license mit --hub.language en"
+    "--data.tokenizer char --max_steps 20 --batch_size 8 --eval.interval 10 --eval.max_windows 8 "
+    "--eval.sample_tokens 8 --save.interval 10 --optim.warmup_steps 2 --device cpu --hub.minutes 0 --hub.license mit --hub.language en"
 ).split()
 
 
@@ -172,3 +172,9 @@ def test_the_token_is_not_in_the_process_list_or_the_output_of_a_run(alice, text
         [*command, "--out_dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=200, env=env, check=True
     )
     assert TOKEN not in done.stdout + done.stderr + everything_below(tmp_path)
+
+
+def test_a_tokenizer_may_come_from_the_hub(alice, text, tmp_path):
+    assert train(text, tmp_path / "first", "--hub.repo_id", REPO) == 0
+    assert train(text, tmp_path / "second", "--data.tokenizer", REPO) == 0
+    assert weights(tmp_path / "second") == weights(tmp_path / "first")

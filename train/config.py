@@ -69,7 +69,7 @@ class DataConfig:
     config: str = ""  # configuration of a Hub dataset that has several
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
-    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, or a path to a tokenizer
+    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, a folder or user/name
     val_fraction: float = 0.1  # the last part of the token stream is kept for validation
     val_source: str = ""  # a source of its own for validation, instead of the last part
     val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part

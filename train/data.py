@@ -259,14 +259,6 @@ class TokenRange:
         return sum(np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
 
 
-def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text behind each id, (vocab_size,) int64; none behind end-of-text."""
-    lengths = [len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size)]
-    if tokenizer.eot_id is not None:
-        lengths[tokenizer.eot_id] = 0
-    return np.array(lengths, dtype=np.int64)
-
-
 def unigram_loss(train: TokenRange, val: TokenRange, vocab_size: int) -> float:
     """Loss on val, in nats per token, of knowing how frequent each token is in train and nothing else.
 

@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.sources import SourceError
 from nanogpt_hub.tokenizer import Tokenizer
 from train.chat import ChatTemplate, Encoded
 from train.config import DataConfig, TrainConfig
-from train.data import ALL, Data, Order, token_lengths, unigram_loss
+from train.data import ALL, Data, Order, unigram_loss
 from train.data import Rows as BatchRows
 from train.report import EVEN, UNIGRAM
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -17,12 +18,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import write_atomic
 from nanogpt_hub.convert import family_of
+from nanogpt_hub.evaluate import token_lengths
+from nanogpt_hub.hub import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.publish import fetch_state
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
-from train.data import Batches, Data, EvalWindows, prepare, summary, token_lengths, unigram_loss
+from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
 from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
@@ -30,6 +33,8 @@ from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
 from train.state import read_facts
 from train.trainer import Trainer, TrainingError
+
+TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
 
 
 class Start(NamedTuple):
@@ -166,6 +171,8 @@ def cache_folder(config: TrainConfig) -> Path:
 def cached_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
     """The tokenizer that the config asks for; one that has to be learned from the text is learned once and kept."""
     spec = config.data.tokenizer
+    if "/" in spec and not Path(spec).expanduser().exists():
+        spec = str(resolve(spec, files=TOKENIZER_FILES).folder)
     if spec != "char" and not spec.startswith("bpe:"):
         return build_tokenizer(spec, source.texts)
     folder = cache_folder(config) / "tokenizers" / f"{source.fingerprint[:24]}-{spec.replace(':', '')}"
