@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanogpt_hub.checkpoint import load_model
-from train import finetune, pretrain
+from train import pretrain
 from train.report import read_metrics
 from train.state import load_tensors, read_facts, save_state
 from train.trainer import LossOnly, Trainer
@@ -37,13 +37,8 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def run(text: Path, out: Path, *flags: str, entry=pretrain) -> int:
-    base = TINY if entry is pretrain else [f for f in TINY if not f.startswith(("--model", "--data.tokenizer"))]
-    if entry is finetune:
-        base = (
-            "--max_steps 4 --batch_size 8 --log_interval 1 --eval.interval 2 --eval.max_windows 8 --device cpu".split()
-        )
-    return entry.main([*base, "--data.source", str(text), "--out_dir", str(out), *flags])
+def run(text: Path, out: Path, *flags: str) -> int:
+    return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -296,51 +291,3 @@ def test_another_runs_folder_is_not_overwritten_by_accident(plain, text, capsys)
     assert run(text, plain, "--model.dropout", "0.1", "--seed", "2") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert weights(plain) == before
-
-
-# ---- fine-tuning -----------------------------------------------------------------------------------------------------
-
-
-def test_finetune_starts_from_the_base_and_lowers_its_loss(plain, tmp_path, capsys):
-    other = write(tmp_path / "other.txt", TEXT.replace("fox", "dog")[:8000])
-    flags = (
-        "--from",
-        str(plain / "best"),
-        "--model.block_size",
-        "8",
-        "--model.dropout",
-        "0.2",
-        "--optim.learning_rate",
-        "0.01",
-    )
-    assert run(other, tmp_path / "tuned", *flags, entry=finetune) == 0
-    said = capsys.readouterr().out
-    rows = read_metrics(tmp_path / "tuned" / "metrics.jsonl")
-    assert f"step      0  val loss {rows[0]['val_loss']:.4f}" in said
-    assert rows[-1]["val_loss"] < rows[0]["val_loss"]
-    assert "before the first step" in said
-    model, tokenizer = load_model(tmp_path / "tuned" / "best")
-    base, base_tokenizer = load_model(plain / "best")
-    assert model.config.block_size == 8
-    assert tokenizer.hash == base_tokenizer.hash
-    assert not torch.equal(model.wte.weight, base.wte.weight)
-
-
-@pytest.mark.parametrize(
-    ("flags", "word"),
-    [
-        (["--model.n_layer", "3"], "n_layer"),
-        (["--model.preset", "gpt2"], "preset"),
-        (["--model.block_size", "64"], "block_size"),
-        (["--data.tokenizer", "byte"], "tokenizer"),
-    ],
-)
-def test_finetune_refuses_another_shape(plain, text, tmp_path, capsys, flags, word):
-    assert run(text, tmp_path / "run", "--from", str(plain / "best"), *flags, entry=finetune) == 2
-    assert word in capsys.readouterr().err
-
-
-def test_finetune_names_a_character_its_tokenizer_does_not_have(plain, tmp_path, capsys):
-    other = write(tmp_path / "other.txt", TEXT + "naïve")
-    assert run(other, tmp_path / "run", "--from", str(plain / "best"), entry=finetune) == 2
-    assert "ï" in capsys.readouterr().err

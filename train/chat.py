@@ -91,13 +91,16 @@ class ChatTemplate:
     def encode(self, conversations: list[Messages]) -> Iterator[Encoded]:
         """Ids of conversations, special tokens of the template among them, and which ids are learned.
 
-        Raises TemplateError, and UnknownCharacterError as the tokenizer does.
+        Raises ValueError: TemplateError, and UnknownCharacterError as the tokenizer does.
         """
         rendered = [self.answers(messages) for messages in conversations]
+        texts = [text for text, _ in rendered]
         if self._tokenizer.kind == "char":  # which drops unknown characters without a word
             eos = self._special.get("eos_token", "")
-            self._tokenizer.encode_batch(text.replace(eos, "") for text, _ in rendered)
-        encodings = self._backend.encode_batch([text for text, _ in rendered], add_special_tokens=False)
+            self._tokenizer.encode_batch(text.replace(eos, "") for text in texts)
+        for text in texts:
+            text.encode()  # raises for half a character, which the library below meets with a TypeError
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         for encoding, (_, spans) in zip(encodings, rendered, strict=True):
             yield encoding.ids, overlaps(encoding.offsets, spans)
 

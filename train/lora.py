@@ -31,7 +31,7 @@ def add_adapters(gpt: GPT, config: LoraConfig, seed: int) -> None:
     lora = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=[*config.targets]
     )
-    peft.inject_adapter_in_model(lora, gpt)
+    peft.inject_adapter_in_model(lora, gpt).train(gpt.training)
 
 
 @torch.no_grad()
