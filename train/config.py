@@ -186,6 +186,7 @@ class TrainConfig:
         "auto"  # auto takes bf16 or fp16 only where the hardware has it
     )
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    activation_checkpointing: bool = False  # run each block again in the backward pass: less memory, a third slower
     log_interval: int = 10  # steps between log lines
     trackers: list[str] = field(default_factory=list)  # any of tensorboard, wandb, trackio
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -7,6 +7,7 @@ import time
 import torch
 
 from nanogpt_hub.model import GPTConfig
+from train.loss import count_chunks
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,15 +85,32 @@ def flops_per_token(config: GPTConfig, n_params_in_products: int) -> float:
     return 6 * n_params_in_products + 12 * config.n_layer * config.n_embd * config.block_size
 
 
-def training_bytes(config: GPTConfig, n_params: int, micro_batch_size: int, precision: str) -> int:
-    """A first estimate of a training step's memory: weights, gradients and two moments in fp32, and activations.
+def training_bytes(
+    config: GPTConfig, n_params: int, micro_batch_size: int, precision: str, recompute: bool = False
+) -> int:
+    """An estimate of a training step's memory, without dropout: what is there for each parameter, token and logit.
 
-    Kept for the backward pass of one token and layer: about 18 vectors of n_embd (inputs of the norms, of the linear
-    layers and of the activation, at a feed-forward of 4 n_embd), and, once, the logits with their gradient in fp32.
+    Parameters: weights, gradients and two moments in fp32, and in half precision a copy of the weights. Tokens: what
+    the blocks keep for the backward pass, or, where they `recompute`, their inputs and what one of them keeps.
+    Logits: those of one chunk, their logarithmic softmax and its copies in the precision of the products.
     """
-    per_token = config.n_layer * (10 * config.n_embd + 2 * config.ffn_width) * BYTES[precision]
-    per_token += 2 * config.vocab_size * 4
-    return 16 * n_params + micro_batch_size * config.block_size * per_token
+    tokens = micro_batch_size * config.block_size
+    kept = bytes_kept_by_block(config, precision)
+    blocks = 4 * config.n_embd * config.n_layer + kept if recompute else kept * config.n_layer
+    ends = 12 * config.n_embd  # the embedding, the last norm, and the gradient that comes back to it
+    logits = 12 * config.vocab_size * tokens // count_chunks(tokens, config.vocab_size)
+    return (16 if precision == "fp32" else 18) * n_params + tokens * (blocks + ends) + logits
+
+
+def bytes_kept_by_block(config: GPTConfig, precision: str) -> int:
+    """What a block keeps of one token for the backward pass: the inputs of all that is not linear in them."""
+    C, G = config.n_embd, config.kv_heads * config.head_dim
+    norms = (1 if config.parallel_residual else 2) * C  # the residual stream, always in fp32
+    norms += 2 * C if config.norm == "rms" and config.norm_weight else 0  # before the scale
+    products = 3 * C  # what c_attn, attention's c_proj and c_fc read
+    attention = C + 2 * G + (C + G) * ((config.position == "rotary") + config.qk_norm)  # q, k, v; q and k turned
+    mlp = config.ffn_width * (4 if config.activation == "swiglu" else 2)  # before and after the activation
+    return 4 * norms + BYTES[precision] * (products + attention + mlp)
 
 
 def memory_bytes(device: str) -> int | None:

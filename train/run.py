@@ -239,7 +239,7 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
     precision = "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
     frozen = 4 * (gpt.num_params() - trained)  # bytes
-    need = frozen + training_bytes(gpt.config, trained, trainer.micro, precision)
+    need = frozen + training_bytes(gpt.config, trained, trainer.micro, precision, config.activation_checkpointing)
     have = memory_bytes(trainer.device.type)
     share = f" of {size(have)}" if have else ""
     accumulation = config.batch_size // (trainer.micro * trainer.world)

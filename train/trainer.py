@@ -33,6 +33,7 @@ from train.data import Data
 from train.facts import merged, progress_facts
 from train.hardware import flops_per_token, is_out_of_memory, matmul_flops
 from train.lora import without_adapters
+from train.loss import mean_loss, recompute_blocks
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
 from train.sharing import Sharing
@@ -66,7 +67,7 @@ class LossOnly(nn.Module):
         self.gpt = gpt
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        return self.gpt(idx, targets)[1]
+        return mean_loss(self.gpt, idx, targets)
 
 
 class Interrupt:
@@ -113,6 +114,8 @@ class Trainer:
         self.device = accelerator.device
         self.micro = micro_batch_size(config, self.world)
         optimizer = build_optimizer(gpt.to(self.device), config.optim)
+        if config.activation_checkpointing:
+            recompute_blocks(gpt)
         self.loss_of, self.optimizer = accelerator.prepare(LossOnly(gpt), optimizer)
         self._compile()
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
@@ -236,7 +239,7 @@ class Trainer:
         for first in range(self.rank * size, len(self.data.val[0]), size * self.world):
             idx, targets = (t[first : first + size].to(self.device) for t in self.data.val)
             with self.accelerator.autocast():
-                _, loss = self.gpt(idx, targets)
+                loss = mean_loss(self.gpt, idx, targets)
             count = int((targets != IGNORE_INDEX).sum())
             total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
         loss_sum, count = self._sum(total).tolist()
