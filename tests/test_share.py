@@ -23,7 +23,8 @@ TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for 
 TINY = (
     "--model.preset nanogpt --model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 "
     "--data.tokenizer char --max_steps 20 --batch_size 8 --eval.interval 10 --eval.max_windows 8 "
-    "--eval.sample_tokens 8 --save.interval 10 --optim.warmup_steps 2 --device cpu --hub.minutes 0 --hub.license mit --hub.language en"
+    "--eval.sample_tokens 8 --save.interval 10 --optim.warmup_steps 2 --device cpu --hub.minutes 0 "
+    "--hub.license mit --hub.language en"
 ).split()
 
 
