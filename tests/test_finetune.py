@@ -141,6 +141,7 @@ def test_finetune_starts_from_the_base_and_lowers_its_loss(base, tmp_path, capsy
         (["--model.preset", "gpt2"], "preset"),
         (["--model.block_size", "128"], "block_size"),
         (["--data.tokenizer", "byte"], "tokenizer"),
+        (["--from", ""], "--from FOLDER"),
         (["--from", "me/none@v1"], "there is no me/none here, and none on the Hub"),
         (["--lora.rank", "4", "--optim.name", "muon"], "adamw"),
     ],
@@ -178,8 +179,7 @@ def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, hub, 
     assert sha in card
 
 
-@pytest.mark.parametrize("lora", ["0", "2"])
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])
+@pytest.mark.parametrize(("family", "lora"), [("gpt2", "0"), ("gpt_neox", "2"), ("llama", "2")])
 def test_models_that_transformers_made_are_tuned_and_load_there_again(family, lora, tokenizer, pairs, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -561,13 +561,14 @@ def test_only_adapters_move_and_a_run_cut_in_two_is_the_whole_run_bit_for_bit(ba
     assert moved == {f"h.{layer}.attn.c_attn.weight" for layer in range(2)}
 
 
-@pytest.mark.parametrize("change", [["--lora.rank", "2"], ["--lora.rank", "0"], ["--data.format", "text"]])
-def test_a_run_is_not_continued_as_another(base, pairs, tmp_path, capsys, change):
+def test_a_run_is_not_continued_as_another(base, pairs, tmp_path, capsys):
     flags = ["--data.format", "completion", "--lora.rank", "4", "--max_steps", "2"]
     assert tune(base, pairs, tmp_path / "run", *flags) == 0
-    text = ["--data.text_column", "prompt"]
-    assert tune(base, pairs, tmp_path / "run", *flags, *change, *text) == 2
-    assert "holds a run with other settings" in capsys.readouterr().err
+    before = (tmp_path / "run" / "last" / "model.safetensors").read_bytes()
+    for change in ("--lora.rank=2", "--lora.rank=0", "--data.format=text --data.text_column=prompt"):
+        assert tune(base, pairs, tmp_path / "run", *flags, *change.split()) == 2
+        assert "holds a run with other settings" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == before
 
 
 def test_without_peft_the_way_out_is_told(base, pairs, tmp_path, capsys, monkeypatch):

@@ -50,6 +50,8 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     Raises ValueError for what cannot be asked, HubError or CheckpointError when the base cannot be had.
     """
     check_settings(config)
+    if not parsed["from"]:
+        raise ValueError("say what to start from: --from FOLDER, or --from user/name[@revision]")
     place = resolve(parsed["from"])
     gpt, tokenizer = load_model(place.folder)
     if tokenizer is None:
@@ -99,7 +101,7 @@ def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = No
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("train.finetune", "Fine-tunes a model on text, or on prompts with their answers.")
-    parser.add_argument("--from", required=True, help="the model to start from: a folder, or user/name[@revision]")
+    parser.add_argument("--from", default="", help="the model to start from: a folder, or user/name[@revision]")
     parser.set_defaults(DEFAULTS)
     return run_main(parser, start, argv)
 
