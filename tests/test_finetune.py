@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from test_sources import SHA, Server, serve_dataset
 
 from nanogpt_hub.checkpoint import load_model, save_model
+from nanogpt_hub.hub import from_pretrained
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.publish import push_to_hub
 from nanogpt_hub.sources import SourceError
@@ -165,9 +166,14 @@ def test_finetune_names_a_character_its_tokenizer_does_not_have(tmp_path, capsys
     assert "ï" in capsys.readouterr().err
 
 
-def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, hub, monkeypatch):
+@pytest.fixture
+def alice(hub, monkeypatch):
+    """The loopback Hub with alice, who is signed in."""
     hub.add_user("alice", "hf_alice")
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
+
+
+def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, alice):
     sha = push_to_hub(base, "alice/base").sha
     assert tune("alice/base@main", pairs, tmp_path / "run", "--data.format", "completion") == 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
@@ -177,6 +183,20 @@ def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, hub, 
     assert "base_model: alice/base" in card
     assert "Fine-tuning changed the loss by -" in card
     assert sha in card
+
+
+def test_a_shared_run_with_adapters_goes_on_elsewhere_bit_for_bit(base, pairs, tmp_path, alice):
+    push_to_hub(base, "alice/base")
+    flags = "--data.format completion --lora.rank 2 --optim.schedule constant".split()
+    share = ["--hub.repo_id", "alice/tuned", "--hub.push_state", "true"]
+    assert tune("alice/base", pairs, tmp_path / "here", *flags, *share) == 0
+    tuned, _ = from_pretrained("alice/tuned")
+    assert {*tuned.state_dict()} == {*load_model(base)[0].state_dict()}
+    resume = ["--resume", "alice/tuned", "--max_steps", "6", "--out_dir", str(tmp_path / "there"), "--hub.repo_id", ""]
+    assert finetune.main(resume) == 0
+    assert tune("alice/base", pairs, tmp_path / "here", *flags, "--max_steps", "6") == 0
+    here, there = (tmp_path / name / "last" / "model.safetensors" for name in ("here", "there"))
+    assert here.read_bytes() == there.read_bytes()
 
 
 @pytest.mark.parametrize(("family", "lora"), [("gpt2", "0"), ("gpt_neox", "2"), ("llama", "2")])
