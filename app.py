@@ -354,7 +354,9 @@ def training_tab(page: Page, tab: gr.Tab) -> SimpleNamespace:
         elem_id="runs",
         allow_custom_value=True,
     )
-    plot = dict(x="step", y="value", color="curve", x_title="step", tooltip="all", buttons=["fullscreen"])
+    plot = dict(
+        x="step", y="value", color="curve", color_title=" ", x_title="step", tooltip="all", buttons=["fullscreen"]
+    )
     loss = gr.LinePlot(label="Loss", y_title="nats per token", elem_id="loss", **plot)
     with gr.Row():
         rate = gr.LinePlot(label="Learning rate", y_title="learning rate", **plot)
@@ -412,7 +414,7 @@ def show_runs(playground: Playground, place: Resolved, names: list[str], step: f
     if last != seen or step not in steps:
         at = int(step) if step in steps and step != seen else last
         slider = gr.Slider(min(steps, default=0), max(1, last), at, step=spacing(steps), interactive=len(steps) > 1)
-    frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": "rate"}, {"tokens_per_second": "speed"})]
+    frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": ""}, {"tokens_per_second": ""})]
     plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
     return [*plots, slider, last, gr.Timer(active=any(run.going_on() for run in runs))]
 
@@ -438,7 +440,7 @@ def frame(runs: list[Run], keys: dict[str, str]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for key, label in keys.items():
-            name = label if len(runs) == 1 else f"{label}: {run.name}"
+            name = ": ".join([label] * bool(label) + [run.name] * (len(runs) > 1 or not label))
             rows += [(step, value, name) for step, value in run.curve(key)]
     return pd.DataFrame(rows, columns=["step", "value", "curve"])
 
@@ -501,7 +503,8 @@ def wire_compare(page: Page, parts: SimpleNamespace, tab: SimpleNamespace) -> No
         says, bars = expectations(playground, a, b, prompt)
         for one, two in playground.compare(a, b, prompt, settings):
             mark = playground.parting(one, two)
-            yield [one.status(), one.view(mark), two.status(), two.view(mark), says, bars]
+            same = " **They wrote the same, token for token.**" if one.finish and two.finish and mark is None else ""
+            yield [one.status(rate=False), one.view(mark), two.status(rate=False), two.view(mark), says + same, bars]
 
     def suggest(place: Resolved, prompt: str) -> list[Any]:
         """The model in use against something that it is worth comparing with."""

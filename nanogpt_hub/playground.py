@@ -8,6 +8,7 @@ The functions here know no page. They take plain values, check each against `Lim
 that say everything a page needs (`view`), so that one process can serve many visitors and tests need no browser.
 """
 
+import filecmp
 import json
 import math
 import time
@@ -20,7 +21,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
-from nanogpt_hub.checkpoint import read_json
+from nanogpt_hub.checkpoint import WEIGHTS, read_json
 from nanogpt_hub.generate import SamplingConfig, Token, encode_prompt, stream_tokens
 from nanogpt_hub.hub import HubError, Resolved, chain
 from nanogpt_hub.runs import Run, find_runs, read_run, run_of
@@ -77,11 +78,11 @@ class Writing:
             "alts": [[name(a.id), round(a.prob, 5), round(a.sampled_prob, 5)] for a in token.alternatives],
         }
 
-    def status(self) -> str:
-        """One line: how many tokens, how fast, how sure, and why it ended."""
+    def status(self, rate: bool = True) -> str:
+        """One line: how many tokens, how fast (if `rate`), how sure, and why it ended."""
         if not self.tokens:
             return "reading the prompt ..."
-        n, rate = len(self.tokens), len(self.tokens) / max(self.seconds, 1e-9)
+        n = len(self.tokens)
         bits = -sum(token.logprob for token in self.tokens) / n / math.log(2)
         ends = {
             "length": "it reached the number of tokens asked for",
@@ -90,7 +91,8 @@ class Writing:
             "time": "its time was up; Continue goes on",
             None: "writing ...",
         }
-        parts = [f"{n} tokens", f"{rate:,.0f} tokens/s", f"{bits:.2f} bits of surprise per token"]
+        parts = [f"{n} tokens", f"{bits:.2f} bits of surprise per token"]
+        parts[1:1] = [f"{n / max(self.seconds, 1e-9):,.0f} tokens/s"] if rate else []
         return " · ".join([*parts, f"seed {self.settings.seed}", ends[self.finish], *filter(None, [self.note])])
 
     def as_json(self) -> str:
@@ -198,9 +200,12 @@ class Playground(Shelf):
         return loaded.notes["example"]
 
     def example_prompt(self, place: Resolved) -> str:
-        """A prompt that suits the model: what its run used, else one that the tokenizer knows."""
+        """A prompt that suits the model: what its run used or how a line of its sample begins, else one it can read."""
         tokenizer = self.load(place).tokenizer
-        for prompt in (run_facts(place).get("sample", {}).get("prompt"), PROMPT, "\n"):
+        sample = run_facts(place).get("sample", {})
+        given, written = (str(sample.get(name) or "") for name in ("prompt", "text"))
+        line = next((line[:24] for line in written.splitlines() if line.strip()), None)
+        for prompt in (given if given.strip() else line, PROMPT, "\n"):
             try:
                 if isinstance(prompt, str) and tokenizer.encode(prompt):
                     return prompt[: self.limits.prompt_chars]
@@ -267,8 +272,9 @@ class Playground(Shelf):
             return place.repo_id, early[0]
         own = self.name_of(place)
         beside = place.folder.parent / ("last" if place.folder.name == "best" else "best")
-        others = [self.name_of(Resolved(beside))] if (beside / "config.json").is_file() else []
-        others += ["tiny-early" if own == "tiny" else "tiny"]
+        others = [self.name_of(Resolved(beside))] if differ(place.folder / WEIGHTS, beside / WEIGHTS) else []
+        others += ["tiny-early"] if own == "tiny" else [name for name in self.run_models() if name.endswith("best")]
+        others = [name for name in [*others, "tiny"] if Path(name).resolve() != place.folder.resolve()]
         return others[0], ""
 
     def parting(self, a: Writing, b: Writing) -> int | None:
@@ -436,6 +442,11 @@ class Playground(Shelf):
         folder = run.folder / {run.best_step: "best", run.last_step: "last"}.get(step, "")
         kept = step in (run.best_step, run.last_step) and (folder / "config.json").is_file()
         return (self.name_of(Resolved(folder)), "") if kept else None
+
+
+def differ(one: Path, other: Path) -> bool:
+    """Whether both files are there and hold different bytes."""
+    return one.is_file() and other.is_file() and not filecmp.cmp(one, other, shallow=False)
 
 
 def size(n: int) -> str:

@@ -36,7 +36,7 @@ letter thinks about what it has seen: that is the feed-forward. What the last la
 A larger model has more layers and has read more pages. Nothing else in it is new. Train one on your own text, push it
 to the Hub, and load it here.
 """
-STEPS, BATCH, EARLY = 400, 12, 50  # some seconds on one core; `early` is kept to compare with
+STEPS, BATCH, EARLY = 300, 12, 50  # some seconds on one core; `early` is kept to compare with
 CONFIG = dict(n_layer=2, n_head=4, n_embd=64, block_size=48)
 PROMPT = "A language model "
 
@@ -63,7 +63,7 @@ def make_tiny(folder: str | Path, steps: int = STEPS) -> Path:
             save_model(folder / "early", model, tokenizer)
 
     train_tiny(model, torch.tensor(tokenizer.encode(TEXT)), steps, keep)
-    save_model(folder / "last", model.eval(), tokenizer, generation_config=dict(temperature=0.5, max_new_tokens=240))
+    save_model(folder / "last", model.eval(), tokenizer, generation_config=dict(temperature=0.4, max_new_tokens=240))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "last" / "README.md").write_text(card(model, tokenizer, steps), encoding="utf-8")
     return folder

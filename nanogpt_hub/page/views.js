@@ -36,7 +36,8 @@
   // --- coloured tokens -------------------------------------------------------------------------------------------
   // Streaming only adds tokens, so only new ones are drawn. One token is in the tab order; arrows move from there.
 
-  const doubt = (token) => (token.bits === undefined ? 1 - token.p : token.bits / 8); // 0 sure .. 1 caught out
+  // 0 where the model was sure, 1 where it was caught out: surprise in bits, as strong as it gets at 8.
+  const doubt = (token) => (token.bits ?? -Math.log2(Math.max(token.p, 1e-9))) / 8;
 
   const summary = (token) =>
     token.bits === undefined ? `${visible(token.name)}  ${percent(token.p)}`
@@ -95,6 +96,7 @@
     state.data = data;
     for (const token of data.tokens.slice(state.drawn)) {
       const span = make("span", "token", token.t === "" ? "·" : token.t);
+      if (token.t.includes("\n")) span.classList.add("line-end"); // gets a sign, or there would be nothing to choose
       span.dataset.n = state.drawn;
       span.tabIndex = state.drawn === 0 ? 0 : -1;
       span.setAttribute("role", "button");
@@ -108,7 +110,7 @@
     if (marked) { marked.classList.add("mark"); marked.title += " — the first that differs"; }
     root.classList.toggle("writing", data.done === false);
     if (!state.panel.childNodes.length && data.done !== false && data.tokens.length)
-      state.panel.append(make("p", "hint", "Choose a token to see what could have stood in its place."));
+      state.panel.append(make("p", "hint", data.tokens[0].alts ? "Choose a token to see what else it could have been." : "Choose a token to see what the model expected there."));
   };
 
   // --- numbers ---------------------------------------------------------------------------------------------------
