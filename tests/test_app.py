@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import sys
 import threading
 import time
 import urllib.request
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from gradio_client import Client
@@ -167,6 +170,21 @@ def test_many_at_once_are_not_mixed_up(served, folder):
     assert results == {
         seed: oracle(folder, "To be", seed=seed, max_new_tokens=40, temperature=1.0) for seed in range(10)
     }
+
+
+def test_on_zerogpu_generation_is_decorated(app, folder, monkeypatch):
+    durations = []
+    spaces = ModuleType("spaces")
+    spaces.__spec__ = ModuleSpec("spaces", None)
+    spaces.GPU = lambda duration: lambda function: (durations.append(duration), function)[1]
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    assert app.gpu_lender() is None
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    playground = app.make_playground(app.parse(["--model", str(folder)]))
+    assert playground.device == "cpu"
+    (seconds,) = durations
+    place = playground.find()
+    assert 10 <= seconds(place, [1], playground.settings(place, max_new_tokens=200)) <= 60
 
 
 def test_arguments_and_variables_choose_the_model(app, folder, monkeypatch, tmp_path):

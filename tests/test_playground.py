@@ -1,6 +1,7 @@
 """What the app's tabs do, tested without the app: rules, the models in memory, records, links, logs."""
 
 import json
+import pickle
 import threading
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -276,6 +277,26 @@ def test_link_and_snippet_give_the_same_again(playground, place):
     namespace: dict = {}
     exec(playground.snippet(written), namespace)
     assert namespace["result"].text == written.text
+
+
+def test_a_large_model_writes_where_the_gpu_is(playground, folder, monkeypatch):
+    """What goes to the process with the GPU, and what comes back, can travel."""
+    monkeypatch.setattr("nanogpt_hub.playground.SMALL_MODEL", 0)
+    travelled = []
+
+    def borrow(function):
+        assert function.__name__ == "_stream_on_gpu"
+
+        def there(*args):
+            for tokens in playground._stream(*pickle.loads(pickle.dumps(args))):
+                travelled.append(tokens)
+                yield pickle.loads(pickle.dumps(tokens))
+
+        return there
+
+    borrower = Playground(str(folder), borrow=borrow)
+    assert write(borrower, borrower.find())[-1].text == write(playground, playground.find())[-1].text
+    assert travelled
 
 
 def test_example_is_made_once(playground, place):
