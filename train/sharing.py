@@ -12,6 +12,7 @@ import torch
 
 from nanogpt_hub.card import RunFacts
 from nanogpt_hub.checkpoint import CheckpointError
+from nanogpt_hub.hub import HubError
 from nanogpt_hub.publish import preflight, verify
 from nanogpt_hub.pusher import Pusher
 from train.config import HubConfig
@@ -33,7 +34,7 @@ class Sharing:
         """Takes note of a new best/ whose weights are the live model's; submits it unless the last one is recent."""
         try:
             verify(self.out / "best", model)
-        except CheckpointError as error:
+        except (HubError, CheckpointError) as error:
             self.say(f"not pushed: {error}")
             return
         self.waiting = facts
