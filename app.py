@@ -13,11 +13,9 @@ import argparse
 import functools
 import importlib.util
 import inspect
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +27,7 @@ import pandas as pd
 import torch
 
 from nanogpt_hub import views
+from nanogpt_hub.api import Api
 from nanogpt_hub.generate import SamplingConfig
 from nanogpt_hub.hub import Resolved
 from nanogpt_hub.playground import Playground, Writing, explain
@@ -319,7 +318,7 @@ def text_views(look_tokens: int) -> list[gr.components.Component]:
         with gr.Tab("Logit lens"):
             says(
                 "What would the model answer if it ended after an earlier layer? Each cell is the likeliest next token "
-                "at that depth and position, darker for surer. The last row is the real answer; where an earlier layer "
+                "at that depth and position, stronger in colour where it is surer. The last row is the real answer; where an earlier layer "
                 "already has it, it is **underlined**."
             )
             lens = view("lens", elem_id="lens")
@@ -413,7 +412,9 @@ def show_runs(playground: Playground, place: Resolved, names: list[str], step: f
     slider = gr.skip()  # a visitor may be moving it
     if last != seen or step not in steps:
         at = int(step) if step in steps and step != seen else last
-        slider = gr.Slider(min(steps, default=0), max(1, last), at, step=spacing(steps), interactive=len(steps) > 1)
+        slider = gr.Slider(
+            min(steps, default=0), max(1, last), at, step=views.spacing(steps), interactive=len(steps) > 1
+        )
     frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": ""}, {"tokens_per_second": ""})]
     plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
     return [*plots, slider, last, gr.Timer(active=any(run.going_on() for run in runs))]
@@ -427,12 +428,7 @@ def show_step(playground: Playground, place: Resolved, names: list[str], step: f
     run = runs[0]
     near = min(run.samples, key=lambda kept: abs(kept - step), default=int(step))
     known = playground.model_at(place, run, near, playground.revisions(place)) is not None
-    return step_says(run, near, known), run.sample(near), gr.Button(interactive=known)
-
-
-def spacing(steps: list[int]) -> int:
-    """The largest distance that meets all kept steps."""
-    return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
+    return views.step_says(run, near, known), run.sample(near), gr.Button(interactive=known)
 
 
 def frame(runs: list[Run], keys: dict[str, str]) -> pd.DataFrame:
@@ -443,18 +439,6 @@ def frame(runs: list[Run], keys: dict[str, str]) -> pd.DataFrame:
             name = ": ".join([label] * bool(label) + [run.name] * (len(runs) > 1 or not label))
             rows += [(step, value, name) for step, value in run.curve(key)]
     return pd.DataFrame(rows, columns=["step", "value", "curve"])
-
-
-def step_says(run: Run, step: int, known: bool) -> str:
-    """What was measured at a kept step, in a line."""
-    row = run.at(step)
-    parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]
-    for key, label in CURVES.items():
-        parts += [f"{label} loss {row[key]:.3f}"] if key in row else []
-    parts += [f"{int(row['tokens']):,} tokens seen"] if "tokens" in row else []
-    parts += ["training goes on"] if run.going_on() else []
-    parts += [] if known else ["its weights were not kept; a run that pushes to the Hub can keep each step"]
-    return " · ".join(parts)
 
 
 # ---- Compare ---------------------------------------------------------------------------------------------------------
@@ -683,77 +667,12 @@ def create_app(playground: Playground, workers: int = 1) -> gr.Blocks:
     return blocks.queue(max_size=page.limits.queue, default_concurrency_limit=4, api_open=True)
 
 
-# ---- for programs ----------------------------------------------------------------------------------------------------
-
-
 def add_api(page: Page) -> None:
-    """The public endpoints. They take names, not what the page remembers, and the same limits hold."""
-    playground = page.playground
-
-    def generate(
-        prompt: str = "", model: str = "", revision: str = "", max_new_tokens: int = 160, temperature: float = 0.8,
-        top_k: int = 200, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
-        seed: int | None = None, stop: list[str] | None = None,
-    ) -> Iterator[dict]:  # fmt: skip
-        """Continue a prompt. Streams objects with text, tokens, seed and finish (null until the last one).
-
-        model: a name on the Hugging Face Hub; empty for the app's own. revision: branch, tag or commit.
-        max_new_tokens: how many tokens to write. temperature: 0 for greedy. top_k: 0 for all tokens. seed: the same
-        seed gives the same text; null draws one. stop: the text ends before the first of these strings.
-        """
-        place = playground.find(model, revision)
-        asked = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        asked |= dict(repetition_penalty=repetition_penalty, seed=seed, stop=stop)
-        for writing in playground.write(place, prompt, playground.settings(place, **asked)):
-            yield api_result(playground, writing)
-
-    def next_tokens(
-        text: str = "", model: str = "", revision: str = "", n: int = 10, temperature: float = 1.0, top_k: int = 0,
-        top_p: float = 1.0, min_p: float = 0.0,
-    ) -> dict:  # fmt: skip
-        """What the model expects after a text: the n likeliest tokens with their probability after each sampler.
-
-        Returns stages (the model itself, then each sampler that is on), tokens (id, text, probs by stage, cut_by), and
-        by stage entropy in bits, kept (how many tokens may be drawn) and rest (probability of tokens not listed).
-        """
-        place = playground.find(model, revision)
-        config = playground.settings(place, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        found = asdict(playground.next_tokens(place, text, replace(config, repetition_penalty=1.0), n))
-        return {**found, "tokens": [token._asdict() for token in found["tokens"]]}
-
-    def score(text: str, model: str = "", revision: str = "") -> dict:
-        """How well the model foresees a text: bits per token, per character and per byte, perplexity, and each token.
-
-        A token has id, text, bits (null for the first, before which nothing stands), rank, and the likeliest instead.
-        """
-        found = playground.score(playground.find(model, revision), text)
-        names = ("bits_per_token", "bits_per_character", "bits_per_byte", "perplexity", "total_bits")
-        tokens = [
-            {"id": t.piece.id, "text": t.piece.text, "bits": t.bits, "rank": t.rank, "best": t.best_text}
-            for t in found.tokens
-        ]
-        return {**{name: getattr(found, name) for name in names}, "tokens": tokens}
-
-    def info(model: str = "", revision: str = "") -> dict:
-        """What a model is: name, commit, parameters, shape, tokenizer, sampling defaults, validation loss."""
-        return playground.info(playground.find(model, revision))
-
-    for function, turn in ((generate, MODEL), (next_tokens, MODEL), (score, MODEL), (info, LOAD)):
-        limit = page.turns[turn]
-        spoken = speaks(playground, function)
+    """The public endpoints."""
+    api = Api(page.playground)
+    for function, turn in ((api.generate, MODEL), (api.next_tokens, MODEL), (api.score, MODEL), (api.info, LOAD)):
+        spoken, limit = speaks(page.playground, function), page.turns[turn]
         gr.api(spoken, api_name=function.__name__, concurrency_id=turn, concurrency_limit=limit)
-
-
-def api_result(playground: Playground, writing: Writing) -> dict:
-    """A generation for programs."""
-    return {
-        "text": writing.text,
-        "tokens": len(writing.tokens),
-        "seed": writing.settings.seed,
-        "finish": writing.finish,
-        "model": playground.name_of(writing.place),
-        "sha": writing.place.sha,
-    }
 
 
 # ---- starting it -----------------------------------------------------------------------------------------------------

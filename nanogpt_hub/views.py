@@ -1,12 +1,14 @@
 """Records as plain JSON for the views that the page draws; nanogpt_hub/page/views.js says what each must hold."""
 
 import base64
+import math
 import re
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
+from nanogpt_hub.runs import CURVES, Run
 
 STAGES = {
     "model": "the model's probability",
@@ -131,6 +133,23 @@ def parts_view(parts: Sequence[Part]) -> dict:
         for part in parts
     ]
     return {"columns": ["part", "parameters", ""], "rows": rows, "notes": True}
+
+
+def spacing(steps: Sequence[int]) -> int:
+    """The largest distance that meets all kept steps, for a slider."""
+    return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
+
+
+def step_says(run: Run, step: int, known: bool) -> str:
+    """What was measured at a kept step, in a line; `known` says whether its weights can be loaded."""
+    row = run.at(step)
+    parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]
+    for key, label in CURVES.items():
+        parts += [f"{label} loss {row[key]:.3f}"] if key in row else []
+    parts += [f"{int(row['tokens']):,} tokens seen"] if "tokens" in row else []
+    parts += ["training goes on"] if run.going_on() else []
+    parts += [] if known else ["its weights were not kept; a run that pushes to the Hub can keep each step"]
+    return " · ".join(parts)
 
 
 def safe_markdown(text: str) -> str:

@@ -72,6 +72,15 @@ def test_generate_streams_what_generate_gives(client, folder):
     assert all(updates[-1]["text"].startswith(update["text"]) for update in updates)
 
 
+def test_the_client_snippet_gives_the_same_again(served, client):
+    playground, url = served
+    place = playground.find()
+    *_, writing = playground.write(place, "To be\n", playground.settings(place, seed=5, stop="zz"))
+    namespace: dict = {}
+    exec(playground.client_snippet(writing, url), namespace)
+    assert namespace["result"]["text"] == writing.text
+
+
 def test_other_endpoints(client, folder):
     assert client.predict(api_name="/info")["parameters"] == load_model(folder)[0].num_params()
     scored = client.predict(text="To be, or not", api_name="/score")
