@@ -9,11 +9,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from nanogpt_hub import from_pretrained, generate
+from nanogpt_hub import GPT, from_pretrained, generate
 from nanogpt_hub.hub import resolve
 from nanogpt_hub.pusher import Pusher
 from nanogpt_hub.space import create_space
-from train import finetune, pretrain
+from train import finetune, pretrain, trainer
 from train.report import read_metrics
 from train.trainer import Trainer
 
@@ -164,6 +164,20 @@ def test_a_failing_hub_changes_nothing_about_the_training(alice, text, tmp_path,
     else:
         assert repo.files()["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
         assert len(repo.titles()) == len({commit.sha for commit in repo.log()})
+
+
+def test_a_folder_that_is_not_the_live_model_is_not_pushed(alice, text, tmp_path, capsys, monkeypatch):
+    real = trainer.save_model
+
+    def damaged(folder, model, tokenizer):
+        real(folder, model, tokenizer)
+        if Path(folder).name == "best":
+            real(folder, GPT(model.config), tokenizer)
+
+    monkeypatch.setattr(trainer, "save_model", damaged)
+    assert train(text, tmp_path / "run", "--hub.repo_id", REPO) == 0
+    assert "not pushed" in capsys.readouterr().out
+    assert "model.safetensors" not in alice.repo(REPO).files()
 
 
 def test_the_token_is_not_in_the_process_list_or_the_output_of_a_run(alice, text, tmp_path):
