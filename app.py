@@ -318,8 +318,8 @@ def text_views(look_tokens: int) -> list[gr.components.Component]:
         with gr.Tab("Logit lens"):
             says(
                 "What would the model answer if it ended after an earlier layer? Each cell is the likeliest next token "
-                "at that depth and position, stronger in colour where it is surer. The last row is the real answer; where an earlier layer "
-                "already has it, it is **underlined**."
+                "at that depth and position, in a stronger colour where it is surer. The last row is the real answer; "
+                "where an earlier layer already has it, it is **underlined**."
             )
             lens = view("lens", elem_id="lens")
         with gr.Tab("Surprise"):
@@ -412,9 +412,8 @@ def show_runs(playground: Playground, place: Resolved, names: list[str], step: f
     slider = gr.skip()  # a visitor may be moving it
     if last != seen or step not in steps:
         at = int(step) if step in steps and step != seen else last
-        slider = gr.Slider(
-            min(steps, default=0), max(1, last), at, step=views.spacing(steps), interactive=len(steps) > 1
-        )
+        first, spacing = min(steps, default=0), views.spacing(steps)
+        slider = gr.Slider(first, max(1, last), at, step=spacing, interactive=len(steps) > 1)
     frames = [frame(runs, keys) for keys in (CURVES, {"learning_rate": ""}, {"tokens_per_second": ""})]
     plots = [gr.LinePlot(data, visible=len(data) > 0) for data in frames]
     return [*plots, slider, last, gr.Timer(active=any(run.going_on() for run in runs))]

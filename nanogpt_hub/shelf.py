@@ -149,7 +149,7 @@ class Shelf:
 
         runs: a folder of training runs. allowed: patterns of names on the Hub. any_folder: visitors may name any folder
         of this machine, so only where they are its users. on_space: nobody is signed in unless they signed in on the
-        page, so that the owner's own access is not lent to visitors.
+        page; the owner's own token opens the default model and no other.
         """
         self.runs = Path(runs) if runs else None
         self.limits = limits or Limits.from_env(on_space)
@@ -204,15 +204,17 @@ class Shelf:
     def _fetch(self, repo_id: str, revision: str, token: str | None) -> Resolved:
         """What all may see goes into the common cache, what only this visitor may into one of their own."""
         most = dict(max_bytes=self.limits.model_bytes)
-        if not self.on_space:
-            return resolve(repo_id, revision, **most)
         try:
-            return resolve(repo_id, revision, token=False, **most)
+            return resolve(repo_id, revision, token=self._own_token(repo_id), **most)
         except HubError as error:
             if not token or not is_hidden(error):
                 raise
         owner = hashlib.sha256(token.encode()).hexdigest()[:32]
         return resolve(repo_id, revision, token=token, cache_dir=self._folder() / "private" / owner, **most)
+
+    def _own_token(self, repo_id: str) -> bool | None:
+        """None (this machine's login) or False (none): on a Space the owner's token opens the model that it shows."""
+        return False if self.on_space and repo_id != self.default.partition("@")[0] else None
 
     def revisions(self, place: Resolved, token: str | None = None) -> list[str]:
         """Names to choose from: main, other branches, then the kept steps, latest first. Empty for a folder."""
@@ -227,7 +229,7 @@ class Shelf:
 
     def _ask_revisions(self, place: Resolved, token: str | None) -> list[str]:
         try:
-            refs = HfApi(token=token or (False if self.on_space else None)).list_repo_refs(place.repo_id)
+            refs = HfApi(token=token or self._own_token(place.repo_id)).list_repo_refs(place.repo_id)
         except (HTTPError, OSError):
             return []
         branches = sorted((ref.name for ref in refs.branches), key=lambda name: (name != "main", name))

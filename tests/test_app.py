@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.generate import generate
 from nanogpt_hub.playground import Playground
 from nanogpt_hub.shelf import Limits
+from nanogpt_hub.space import collect_space
 
 
 def import_app():
@@ -194,6 +198,33 @@ def test_on_zerogpu_generation_is_decorated(app, folder, monkeypatch):
     (seconds,) = durations
     place = playground.find()
     assert 10 <= seconds(place, [1], playground.settings(place, max_new_tokens=200)) <= 60
+
+
+def test_the_folder_of_a_space_runs_and_generates(folder, tmp_path):
+    """What is uploaded is all that it needs: nothing of the checkout, nor what only training installs."""
+    for name, data in collect_space(None, "user/name").items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    blocked = "accelerate datasets jsonargparse matplotlib train".split()
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path / "block"),
+        "PYTHONUNBUFFERED": "1",
+        "SPACE_ID": "user/demo",
+    }
+    command = [sys.executable, str(tmp_path / "app.py"), "--model", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = next(found[0] for line in process.stdout if (found := re.search(r"http://[\w.]+:\d+", line)))
+        client = Client(url, verbose=False)
+        assert client.predict(prompt="To", seed=1, max_new_tokens=9, api_name="/generate")["tokens"] == 9
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_arguments_and_variables_choose_the_model(app, folder, monkeypatch, tmp_path):

@@ -158,6 +158,17 @@ def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
         shelf.find("alice/secret")  # the Hub is down: what alice fetched must not come out of a cache
 
 
+def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch):
+    hub.add_user("alice", "hf_alice")
+    for name in ("shown", "other"):
+        hub.add_repo(f"alice/{name}", files_of(folder), private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    shelf = Playground("alice/shown@main", on_space=True)
+    assert shelf.revisions(shelf.find()) == ["main"]
+    with pytest.raises(HubError):
+        shelf.find("alice/other")
+
+
 def test_repos_that_are_no_models_of_ours(folder, hub):
     files = files_of(folder)
     hub.add_repo("a/gated", files, gated=True)
