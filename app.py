@@ -552,17 +552,27 @@ def how_to_copy() -> str:
 # ---- the page as a whole ---------------------------------------------------------------------------------------------
 
 
-def model_update(page: Page, place: Resolved, token: str | None, query: dict[str, str]) -> list[Any]:
+def model_update(
+    page: Page, sliders: list[gr.Slider], place: Resolved, token: str | None, query: dict[str, str]
+) -> list[Any]:
     """All that changes with the model: `loaded_parts`. What a link says wins over the model's own defaults."""
     playground = page.playground
     given = {name: query[name] for name in ("prompt", *FIELDS) if name in query}
     prompt = given.pop("prompt", playground.example_prompt(place))
     settings = playground.settings(place, **{k: v if k == "stop" else number(k, v) for k, v in given.items()})
-    values = [getattr(settings, name) or 0 for name in FIELDS[:-2]]
+    named = zip(sliders, FIELDS[:-2], strict=True)  # seed and stop are no sliders
+    values = [fitted(slider, getattr(settings, name) or 0) for slider, name in named]
     seed = settings.seed if "seed" in given else None
     revision = gr.Dropdown(playground.revisions(place, token), value=place.revision)
     shown = [playground.name_of(place), revision, playground.chips(place)]
     return [place, *shown, prompt, *values, seed, "\n".join(settings.stop)]
+
+
+def fitted(slider: gr.Slider, value: float) -> Any:
+    """The value for a slider, which is made longer for a value beyond its ends."""
+    if slider.minimum <= value <= slider.maximum:
+        return value
+    return gr.Slider(min(slider.minimum, value), max(slider.maximum, value), value)
 
 
 def number(name: str, text: str) -> float:
@@ -577,6 +587,7 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step:
     playground = page.playground
     loaded = [page.place, bar.name, bar.revision, bar.chips, tab.prompt, *tab.fields]
     wanted = gr.State(False)  # a link asks for its text, where other visits begin with the example
+    update = functools.partial(model_update, page, tab.fields[:-2])
 
     def open_page(request: gr.Request, token: gr.OAuthToken | None) -> list[Any]:
         """What the link asks for, else the default, else the tiny model: a page always opens."""
@@ -585,14 +596,14 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step:
         for name, revision, wishes in (asked, ("", "", {}), ("tiny", "", {})):
             try:
                 place = playground.find(name, revision, secret(token))
-                return [*model_update(page, place, secret(token), wishes), "prompt" in wishes]
+                return [*update(place, secret(token), wishes), "prompt" in wishes]
             except (ValueError, OSError) as error:
                 gr.Warning(f"{explain(error, playground)}. Here is another model.")
         raise ValueError("not even the built-in model could be made; see the app's log")
 
     def load(name: str, revision: str, token: gr.OAuthToken | None) -> list[Any]:
         place = playground.find(name, revision, secret(token))
-        return [*model_update(page, place, secret(token), {}), False]
+        return [*update(place, secret(token), {}), False]
 
     def show(wanted: bool, place: Resolved, prompt: str, *values) -> Iterator[tuple]:
         if wanted:

@@ -208,12 +208,7 @@ def test_the_folder_of_a_space_runs_and_generates(folder, tmp_path):
     blocked = "accelerate datasets jsonargparse matplotlib train".split()
     (tmp_path / "block").mkdir()
     (tmp_path / "block" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tmp_path / "block"),
-        "PYTHONUNBUFFERED": "1",
-        "SPACE_ID": "user/demo",
-    }
+    variables = {"PYTHONPATH": str(tmp_path / "block"), "PYTHONUNBUFFERED": "1", "SPACE_ID": "user/demo"}
     command = [sys.executable, str(tmp_path / "app.py"), "--model", str(folder)]
     process = subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True

@@ -176,7 +176,12 @@ def test_load_a_model_at_a_revision(page, hub, tmp_path):
     assert written(page)
 
 
-def test_a_link_to_nothing_opens_another_model(page, served):
+def test_links_of_all_kinds_open(page, served):
+    page.goto(f"{served}?prompt=be&temperature=3&top_k=900&max_new_tokens=33&seed=1")  # beyond the sliders' ends
+    playwright.expect(page.locator("#status")).to_contain_text("33 tokens")
+    page.locator("#generate").click()
+    ready(page)
+    playwright.expect(page.get_by_test_id("toast-body")).to_have_count(0)
     page.goto(f"{served}?repo=nobody/none&prompt=x")
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("there is no nobody/none")
     playwright.expect(page.locator("#facts")).to_contain_text("/best")
