@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -377,14 +377,18 @@ class Row:
         return rest if self.stop.found else rest + self.stop.flush()
 
 
-def draw(logits: Tensor, config: SamplingConfig, batch: CachedBatch, rows: list[Row], alternatives: int) -> list[Drawn]:
-    """A token for each row from logits (B, V), each with its row's next random number. ValueError for NaN."""
+def draw(
+    logits: Tensor, config: SamplingConfig, batch: Sequence[Sequence[int]], uniform: Tensor, alternatives: int = 0
+) -> list[Drawn]:
+    """What follows each of a batch of texts, by its logits (B, V) and its random number, `uniform` (B, 1).
+
+    Raises ValueError for NaN.
+    """
     seen = None
     if config.repetition_penalty != 1:
-        seen = seen_tokens(batch.tokens, logits.size(-1)).to(logits.device)
+        seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
     logprobs = logits.log_softmax(-1)
     probs = filter_logits(logits, config, seen).softmax(-1)
-    uniform = torch.stack([torch.rand(1, generator=row.generator) for row in rows])  # (B, 1)
     ids = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
     columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, ids))]
     if any(map(math.isnan, columns[1])):
@@ -404,6 +408,14 @@ def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[tuple[Alternative
 # ---- the public ways in ----
 
 
+class Draft(Protocol):
+    """Another way to the same tokens of a lone prompt, in fewer passes of the model."""
+
+    def stream(
+        self, model: GPT, prompt: Sequence[int], config: SamplingConfig, row: Row, vocab_size: int, alternatives: int
+    ) -> Iterator[Token]: ...
+
+
 def stream_tokens(
     model: GPT,
     tokenizer: Tokenizer | None,
@@ -411,14 +423,16 @@ def stream_tokens(
     config: SamplingConfig | None = None,
     *,
     alternatives: int = 0,
+    draft: Draft | None = None,
     **overrides,
 ) -> Iterator[Token]:
     """Token records as they come, step by step and within a step row by row; closing the iterator ends the work.
 
     `prompts` are token ids (`encode_prompt`). `alternatives` asks for so many of the likeliest tokens in each record;
-    `overrides` are single fields of the config. A prompt longer than block_size is cropped by `window_start`. Each
-    row gives what it would give alone with seed + row. Without a tokenizer the records have no text. Raises ValueError
-    for a prompt that is empty or holds ids that the model does not know, and when the model's output is not a number.
+    `overrides` are single fields of the config. A `draft` guesses ahead, for a lone prompt only: the same tokens,
+    sooner (speculate.py). A prompt longer than block_size is cropped by `window_start`. Each row gives what it would
+    give alone with seed + row. Without a tokenizer the records have no text. Raises ValueError for a prompt that is
+    empty or holds ids that the model does not know, and when the model's output is not a number.
     """
     config = replace(config or SamplingConfig(), **overrides).seeded()
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size if tokenizer else model.config.vocab_size)
@@ -427,6 +441,8 @@ def stream_tokens(
     for prompt in prompts:
         check_ids(prompt, model.config.vocab_size)
     rows = [Row(index, prompt, tokenizer, config) for index, prompt in enumerate(prompts)]
+    if draft is not None and len(rows) == 1:
+        return draft.stream(model, prompts[0], config, rows[0], vocab_size, alternatives)
     return _stream(model, prompts, config, rows, vocab_size, alternatives)
 
 
@@ -438,7 +454,8 @@ def _stream(
     while rows:
         with inference(model):
             batch = batch or CachedBatch(model, prompts, config.max_new_tokens)
-            drawn = draw(usable_logits(batch.next_logits(), vocab_size), config, batch, rows, n)
+            uniform = torch.stack([torch.rand(1, generator=row.generator) for row in rows])  # (B, 1)
+            drawn = draw(usable_logits(batch.next_logits(), vocab_size), config, batch.tokens, uniform, n)
         late = time.monotonic() >= deadline
         for row, tokens, choice in zip(rows, batch.tokens, drawn, strict=True):
             tokens.append(choice[0])
@@ -515,16 +532,18 @@ def generate(
 def generate(
     model: GPT, tokenizer: Tokenizer, prompts: list[str], config: SamplingConfig | None = None, **overrides
 ) -> list[Generation]: ...
-def generate(model, tokenizer, prompts, config=None, **overrides):
+def generate(model, tokenizer, prompts, config=None, *, draft=None, **overrides):
     """What follows one prompt, or each of several (they may differ in length); `overrides` are fields of the config.
 
-    For many samples of one prompt repeat it: row i draws with seed + i, and gives what it would give alone. Raises
-    ValueError for a prompt that cannot be encoded, and when model and tokenizer do not belong together.
+    For many samples of one prompt repeat it: row i draws with seed + i, and gives what it would give alone. `draft` is
+    that of `stream_tokens`, and can be given to `stream_text` too. Raises ValueError for a prompt that cannot be
+    encoded, and when model and tokenizer do not belong together.
     """
     config = replace(config or SamplingConfig(), **overrides).seeded()
     texts = [prompts] if isinstance(prompts, str) else prompts
     rows: list[list[Token]] = [[] for _ in texts]
-    for token in stream_tokens(model, tokenizer, [encode_prompt(tokenizer, text) for text in texts], config):
+    ids = [encode_prompt(tokenizer, text) for text in texts]
+    for token in stream_tokens(model, tokenizer, ids, config, draft=draft):
         rows[token.row].append(token)
     results = [
         Generation(text, "".join(t.text for t in row), tuple(row), row[-1].finish, config.seed + index)
