@@ -28,8 +28,10 @@ from nanogpt_hub.hub import Resolved, resolve
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
 from nanogpt_hub.nanogpt import import_checkpoint
 from nanogpt_hub.publish import push_to_hub
+from nanogpt_hub.quantize import quantize_int8
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.space import create_space
+from nanogpt_hub.speculate import Speculator
 from nanogpt_hub.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -106,6 +108,11 @@ def add_generate(commands) -> None:
     )
     parser.add_argument("--ignore-eot", action="store_true", help="go on after end-of-text, for max-new-tokens")
     parser.add_argument("--no-echo", action="store_true", help="print what follows the prompt, not the prompt itself")
+    parser.add_argument(
+        "--speculate", metavar="ngram|PATH",
+        help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
+    )  # fmt: skip
+    parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
     add_device(parser)
 
 
@@ -118,19 +125,35 @@ def generate(args: argparse.Namespace) -> None:
     config = SamplingConfig.from_folder(place, seed=args.seed, stop=tuple(args.stop), **given).seeded()
     if args.ignore_eot:
         config = dataclasses.replace(config, stop_tokens=())
+    if args.quantize and args.device == "auto":
+        args.device = "cpu"
     model, tokenizer = open_model(place, args)
     ids = encode_prompt(tokenizer, prompt)
+    draft = open_draft(args, tokenizer)
+    if args.quantize:
+        model = quantize_int8(model)
     for sample in range(args.num_samples):
         if sample:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample):
+        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
         say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+
+
+def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
+    """What guesses ahead, if anything shall. ValueError for a model with another tokenizer."""
+    if args.speculate in (None, "ngram"):
+        return Speculator() if args.speculate else None
+    place = resolve(args.speculate)
+    small, its_tokenizer = open_model(place, args)
+    if its_tokenizer is None or its_tokenizer.hash != tokenizer.hash:
+        raise ValueError(f"{place} cannot guess for {args.path}: its tokenizer is not the same")
+    return Speculator(quantize_int8(small) if args.quantize else small)
 
 
 def read_prompt(prompt: str) -> str:

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanogpt_hub import __main__ as cli
 from nanogpt_hub import speculate
+from nanogpt_hub.checkpoint import save_model
 from nanogpt_hub.generate import SamplingConfig, generate, generate_naive, stream_text, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.speculate import Pace, Reader, Speculator, TextLookup
@@ -254,3 +256,44 @@ def test_errors_come_at_once(small, prompt, message):
 def test_at_least_one_guess():
     with pytest.raises(ValueError, match="most is 0"):
         Speculator(most=0)
+
+
+# ---- the command line ----
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model, a smaller one with its tokenizer, and one with another."""
+    root = tmp_path_factory.mktemp("speculate")
+    for name, preset, tokenizer in (
+        ("model", "gpt2", BYTE), ("small", "llama", BYTE), ("other", "gpt2", build_tokenizer("char", ["ab"])),
+    ):  # fmt: skip
+        save_model(root / name, tiny_model(preset).float(), tokenizer)
+    return root
+
+
+@pytest.mark.parametrize("flags", ["--speculate ngram", "--speculate SMALL", "--speculate SMALL --quantize int8"])
+def test_flags(folders, capsys, flags):
+    command = ["generate", str(folders / "model"), "--prompt", "abab", "--seed", "1", "--max-new-tokens", "50"]
+    plain = ["--quantize", "int8"] if "int8" in flags else []
+    assert cli.main([*command, "--device", "cpu", *plain]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main([*command, *flags.replace("SMALL", str(folders / "small")).split(), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--speculate OTHER", "its tokenizer is not the same"),
+        ("--speculate nowhere/at-all", "there is no nowhere/at-all here"),
+        ("--quantize int8 --dtype bfloat16", "int8 needs a float32 model on the CPU"),
+    ],
+)
+def test_flags_that_cannot_be(folders, hub, capsys, flags, message):
+    flags = flags.replace("OTHER", str(folders / "other")).split()
+    assert cli.main(["generate", str(folders / "model"), "--max-new-tokens", "5", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,83 @@
+"""What the benchmarks share: taking turns, the machine's limits, tables."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm import tqdm
+
+from train.hardware import matmul_flops
+
+OUT = Path("out/bench")
+Taken = dict[str, list[float]]  # name -> seconds in each round
+
+
+def alternate(runs: dict[str, Callable[[], object]], rounds: int, desc: str = "") -> Taken:
+    """Seconds of each run, each in each round: whatever else the machine does meets all of them. One more, untimed
+    round comes first."""
+    taken: Taken = {name: [] for name in runs}
+    for number in tqdm(range(rounds + 1), desc=desc, unit="round", leave=False):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def ratio(taken: Taken, peer: str, ours: str) -> float:
+    """How many times as long the peer took: the median over the rounds."""
+    return median(p / o for p, o in zip(taken[peer], taken[ours], strict=True))
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all threads together read from memory, at best."""
+    block, seconds = torch.ones(2**27), []  # 512 MB, beyond most caches
+    for _ in range(5):
+        started = time.perf_counter()
+        block.sum()
+        seconds.append(time.perf_counter() - started)
+    return block.nbytes / min(seconds)
+
+
+def machine() -> dict[str, object]:
+    """What the figures come from."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": (names or [platform.processor() or platform.machine()])[0], "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__, "read_gb_per_s": read_bandwidth() / 1e9,
+        "torch_mm_gflop_per_s": matmul_flops("cpu", "fp32") / 1e9,
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Rows of the same keys as Markdown: numbers to three digits, on the right."""
+    names = list(rows[0])
+    right = [not isinstance(rows[0][name], str) for name in names]
+    lines = [names, ["---:" if number else "---" for number in right]]
+    lines += [[shown(row[name]) for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def report(name: str, rows: list[dict[str, object]]) -> None:
+    """Prints the table and the machine, and keeps both as out/bench/NAME.json."""
+    here = machine()
+    print(table(rows))
+    print("\n" + ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in here.items()))
+    OUT.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"benchmark": name, "machine": here, "rows": rows}, indent=2)
+    (OUT / f"{name}.json").write_text(text, encoding="utf-8")
