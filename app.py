@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads that spin for long starve each other
 
 import gradio as gr
 import pandas as pd

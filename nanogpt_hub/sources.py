@@ -421,16 +421,19 @@ def _fetch(url: str, public: str, file: BinaryIO) -> None:
 # ---- the standard library --------------------------------------------------------------------------------------------
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+TABLES = {"encodings", "pydoc_data", "lib2to3"}  # made by programs, or Python 2's: not how people write Python
 
 
 def _open_python() -> Source:
-    """The sources of the running interpreter's standard library, without its tests: a corpus that is always there."""
+    """The running interpreter's standard library, without its tests and tables: a corpus that is always there."""
     folder = Path(sysconfig.get_path("stdlib"))
     modules = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
     names = sorted(
         name
         for name, path in modules.items()
-        if not NOT_LIBRARY.intersection(name.split("/")) and not path.name.startswith("test_") and path.stat().st_size
+        if not (NOT_LIBRARY | TABLES).intersection(name.split("/"))
+        and not path.name.startswith(("test_", "_sysconfigdata"))
+        and path.stat().st_size
     )
     if not names:
         raise SourceError("this Python comes without the source of its standard library; give a file or folder instead")
