@@ -27,7 +27,7 @@ from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
-from train.hardware import choose_device, choose_precision, device_name, memory_bytes, training_bytes
+from train.hardware import choose_device, choose_precision, device_name, memory_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
 from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
@@ -236,10 +236,6 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
     gpt, data = trainer.gpt, trainer.data
     tokens = config.max_steps * config.batch_size * gpt.config.block_size
     at_most = "at most " if config.data.format != "text" else ""  # rows are padded as far as their batch needs
-    precision = "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision
-    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
-    frozen = 4 * (gpt.num_params() - trained)  # bytes
-    need = frozen + training_bytes(gpt.config, trained, trainer.micro, precision, config.activation_checkpointing)
     have = memory_bytes(trainer.device.type)
     share = f" of {size(have)}" if have else ""
     accumulation = config.batch_size // (trainer.micro * trainer.world)
@@ -247,7 +243,7 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
         f"plan: {config.max_steps:,} steps of {config.batch_size} x {at_most}{gpt.config.block_size} tokens "
         f"({accumulation} x {trainer.micro} a process), {at_most}{tokens:,} in all, "
         f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
-        f"memory: about {size(need)}{share}",
+        f"memory: about {size(trainer.bytes_needed)}{share}",
         *baseline_lines(data.baselines, data.bytes_per_token),
     ]
     if trainer.progress.step:

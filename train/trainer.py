@@ -31,7 +31,15 @@ from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.config import TrainConfig
 from train.data import Data
 from train.facts import merged, progress_facts
-from train.hardware import flops_per_token, is_out_of_memory, matmul_flops
+from train.hardware import (
+    flops_per_token,
+    is_out_of_memory,
+    keep_freed_memory,
+    matmul_flops,
+    memory_bytes,
+    seed_dropout,
+    training_bytes,
+)
 from train.lora import without_adapters
 from train.loss import mean_loss, recompute_blocks
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
@@ -117,8 +125,11 @@ class Trainer:
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         self.loss_of, self.optimizer = accelerator.prepare(LossOnly(gpt), optimizer)
-        self._compile()
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision)
+        if self.device.type == "cpu":
+            keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
+        self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
         self.flops = flops_per_token(gpt.config, gpt.num_params(embeddings=gpt.config.tie_word_embeddings))
         self.prompt, self.sample = usable_prompt(config.eval.prompt, tokenizer, data.val[0]), ""
@@ -188,9 +199,11 @@ class Trainer:
 
     def _train_step(self) -> dict:
         cfg, p = self.config, self.progress
-        self.gpt.train()
+        if not self.gpt.training:
+            self.gpt.train()
         lr = set_lr(self.optimizer, lr_scale(p.step, cfg.max_steps, cfg.optim))
-        torch.manual_seed((cfg.seed * 1_000_003 + p.step) * 65_537 + self.rank)  # dropout depends on nothing else
+        seed = (cfg.seed * 1_000_003 + p.step) * 65_537 + self.rank
+        seed_dropout(self.device.type, seed)  # dropout depends on nothing else
         micro_batches = list(self._micro_batches(p.step))
         counts = [int((targets != IGNORE_INDEX).sum()) for _, targets in micro_batches]
         n_targets = int(self._sum(sum(counts)))
@@ -421,6 +434,15 @@ def micro_batch_size(config: TrainConfig, world: int) -> int:
             f"{max(1, config.micro_batch_size)}"
         )
     return config.micro_batch_size or config.batch_size // world
+
+
+def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str) -> int:
+    """An estimate of the memory of a step; weights that are not trained have neither gradients nor moments."""
+    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
+    recompute = config.activation_checkpointing
+    return 4 * (gpt.num_params() - trained) + training_bytes(
+        gpt.config, trained, micro_batch_size, precision, recompute
+    )
 
 
 def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
