@@ -59,7 +59,7 @@ def machine() -> dict[str, object]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Rows of the same keys as Markdown: numbers to three digits, on the right."""
+    """Rows of the same keys as Markdown: numbers to four digits, on the right."""
     names = list(rows[0])
     right = [not isinstance(rows[0][name], str) for name in names]
     lines = [names, ["---:" if number else "---" for number in right]]
@@ -69,7 +69,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def shown(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
     return str(value)
 
 

@@ -7,8 +7,7 @@ Each output of a linear layer has its own scale for its weights, each token its 
 integers. So a token's numbers do not depend on what else is in its batch. The embeddings stay as they are; a head that
 is tied to them becomes a copy in 8 bits. Saved folders stay whole: save the model that this one was made of.
 
-A token of a small model (width below some 500) takes longer this way than in float32: there are more calls to make
-than bytes to save.
+Small models gain nothing: what their tokens cost is calls, not bytes.
 """
 
 import copy
