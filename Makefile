@@ -45,7 +45,7 @@ app: $(VENV)/.installed ## open the app beside your runs
 	$(BIN)/python app.py --runs out
 
 test: $(VENV)/.dev browser ## all tests (environment, browser and all)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev ## style and formatting
 	$(BIN)/ruff check .
