@@ -1,5 +1,8 @@
 """The chunked loss and recomputed blocks against the plain ones, and the memory that they are there to save."""
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from train import loss
-from train.hardware import bytes_kept_by_block, training_bytes
+from train.hardware import bytes_kept_by_block, seed_dropout, training_bytes
 from train.trainer import LossOnly
 
 V, T = 97, 16
@@ -268,3 +271,33 @@ def test_recomputing_and_half_precision_take_less():
     plain = training_bytes(config, 124_000_000, 12, "fp32")
     assert training_bytes(config, 124_000_000, 12, "bf16") < plain
     assert training_bytes(config, 124_000_000, 12, "fp32", recompute=True) < plain / 2
+
+
+# ---- what a step leaves to the system --------------------------------------------------------------------------------
+
+FAULTS = """
+import resource, torch
+from train.hardware import keep_freed_memory
+assert keep_freed_memory(2**28)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB: 16384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc only")
+def test_memory_that_was_freed_is_used_again_without_page_faults():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1000
+
+
+def test_dropout_is_seeded_as_torch_does():
+    numbers = []
+    for seed in (torch.manual_seed, lambda n: seed_dropout("cpu", n)):
+        seed(1337 * 1_000_003 * 65_537)
+        numbers.append(torch.rand(5))
+    assert torch.equal(*numbers)
