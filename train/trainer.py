@@ -274,8 +274,10 @@ class Trainer:
                 self.sharing.best(self.gpt, facts)
         else:
             p.stale += 1
-        if self.sharing and self.config.hub.push_steps:
-            self.sharing.step(p.step, self.gpt, self._save_folder("last"))
+        if self.config.hub.repo_id and self.config.hub.push_steps:
+            facts = self.save()
+            if self.sharing:
+                self.sharing.step(p.step, self.gpt, facts)
 
     def _write_sample(self) -> None:
         self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
@@ -326,20 +328,21 @@ class Trainer:
 
     # ---- keeping it -----------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Writes last/ and the training state; every process must call it, the main one writes."""
+    def save(self) -> RunFacts:
+        """Writes last/ and the training state; every process must call it, the main one writes. Returns the facts."""
         self.saved_at = time.perf_counter()
         self.progress.seconds = self.saved_at - self.started
-        self._save_folder("last")
+        facts = self._save_folder("last")
         if self.accelerator.is_main_process:
-            facts = {**asdict(self.progress), "micro_batch_size": self.micro, "fixed": fixed_settings(self)}
+            state = {**asdict(self.progress), "micro_batch_size": self.micro, "fixed": fixed_settings(self)}
             if self.accelerator.scaler is not None:
-                facts["scaler"] = self.accelerator.scaler.state_dict()
+                state["scaler"] = self.accelerator.scaler.state_dict()
             weights = dict(self.gpt.named_parameters())  # a tied head is listed once
-            save_state(self.out / "state", facts, weights, optimizer_tensors(self.gpt, self.optimizer))
+            save_state(self.out / "state", state, weights, optimizer_tensors(self.gpt, self.optimizer))
             if self.sharing:
                 self.sharing.state()
         self.accelerator.wait_for_everyone()
+        return facts
 
     def _save_folder(self, name: str) -> RunFacts:
         """Writes best/ or last/ with its card, and run.json, which holds what the card of best/ is made of."""
