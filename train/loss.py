@@ -68,10 +68,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = x[rows].to(dtype)  # (n, C)
             loss, grad = loss_and_gradient(part @ w.T, targets[rows], softcap, want_x or want_weight)
             total += loss
+            grad = grad if grad is None else grad.to(dtype)
             if want_x:
-                grad_x[rows] = grad.to(dtype) @ w
+                grad_x[rows] = grad @ w
             if want_weight:
-                grad_weight += grad.to(dtype).T @ part
+                grad_weight += grad.T @ part
         ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
