@@ -34,7 +34,7 @@ browser: $(VENV)/.dev
 
 quickstart: $(VENV)/.installed ## train a small GPT on Python's own source, sample from it, say what to do next
 	$(BIN)/python -m train.pretrain configs/quickstart.yaml
-	$(BIN)/nanogpt-hub generate out/quickstart/best --prompt "def " --max-new-tokens 200 --seed 1
+	$(BIN)/nanogpt-hub generate out/quickstart/best --prompt "def " --temperature 0.6 --max-new-tokens 200 --seed 1
 	@echo
 	@echo "Your model is in out/quickstart/best. Next:"
 	@echo "  open the app:          make app"
