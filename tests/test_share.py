@@ -1,5 +1,6 @@
 """The whole chain over the loopback Hub: train and push, load elsewhere, fine-tune, continue, and a Hub that fails."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -143,6 +144,10 @@ def test_preflight_stops_before_any_work(alice, text, tmp_path, capsys):
 FAULTS = {
     "500s": dict(method="POST", path="commit", status=500, times=3),
     "429": dict(method="POST", path="commit", status=429, times=2, headers={"Retry-After": "0"}),
+    "dropped uploads": dict(method="PUT", path="lfs", drop=True, times=3),
+    "lost answer, applied": dict(method="POST", path="commit", drop=True, applied=True, times=1),
+    "lost answer, not applied": dict(method="POST", path="commit", drop=True, times=2),
+    "hangs": dict(method="POST", path="commit", hang=1.5, times=2, applied=True),
     "rights lost": dict(method="POST", path="commit", status=403, times=1000),
 }
 
@@ -163,7 +168,8 @@ def test_a_failing_hub_changes_nothing_about_the_training(alice, text, tmp_path,
         assert f"nanogpt-hub push {tmp_path / 'run' / 'best'} {REPO}" in said
     else:
         assert repo.files()["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
-        assert len(repo.titles()) == len({commit.sha for commit in repo.log()})
+        trees = [{name: file.blob_id for name, file in commit.tree.items()} for commit in repo.log()]
+        assert all(one != next_one for one, next_one in itertools.pairwise(trees))  # nothing was committed twice
 
 
 def test_a_folder_that_is_not_the_live_model_is_not_pushed(alice, text, tmp_path, capsys, monkeypatch):
