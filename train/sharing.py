@@ -26,6 +26,8 @@ class Sharing:
         said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
         place = preflight(config.repo_id, private=config.private, facts=said)
         say(f"hub: signed in as {place.user}; pushing to {place.url}")
+        if not config.license:
+            say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")
         self.pusher = Pusher(place.repo_id, say=say)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
