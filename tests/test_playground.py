@@ -144,18 +144,18 @@ def test_a_revision_is_a_commit_and_the_hub_is_asked_once_a_minute(folder, hub):
 def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
     hub.add_user("alice", "hf_alice")
     hub.add_user("bob", "hf_bob")
-    hub.add_repo("alice/secret", files_of(folder), private=True)
+    hub.add_repo("alice/diary", files_of(folder), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")  # the Space's owner is signed in; visitors must not profit
     shelf = Playground(str(folder), on_space=True)
-    mine = shelf.find("alice/secret", token="hf_alice")
+    mine = shelf.find("alice/diary", token="hf_alice")
     assert shelf.load(mine).place == mine
     for token in (None, "hf_bob"):
         with pytest.raises(HubError) as caught:
-            shelf.find("alice/secret", token=token)
+            shelf.find("alice/diary", token=token)
         assert "no such model" in explain(caught.value, shelf)
-    hub.fail("GET", "alice/secret", times=9, status=503)
+    hub.fail("GET", "alice/diary", times=9, status=503)
     with pytest.raises(HubError):
-        shelf.find("alice/secret")  # the Hub is down: what alice fetched must not come out of a cache
+        shelf.find("alice/diary")  # the Hub is down: what alice fetched must not come out of a cache
 
 
 def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch):
