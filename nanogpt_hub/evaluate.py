@@ -36,13 +36,21 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): between how many equally likely tokens the model hesitates."""
-        return math.exp(min(self.loss, 700))
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits to write down a byte of the text; compares models with different tokenizers."""
-        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
+        return bits_per_byte(self.loss, self.bytes / self.tokens) if self.bytes else math.nan
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): between how many equally likely tokens the model hesitates."""
+    return math.exp(min(loss, 700))
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """A loss (nats per token) as bits to write down a byte of the text: compares models with different tokenizers."""
+    return loss / math.log(2) / bytes_per_token
 
 
 def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int = 0, quiet: bool = False) -> Evaluation:

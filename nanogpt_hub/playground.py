@@ -21,6 +21,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
+from nanogpt_hub.card import size
 from nanogpt_hub.checkpoint import WEIGHTS, read_json
 from nanogpt_hub.generate import SamplingConfig, Token, encode_prompt, stream_tokens
 from nanogpt_hub.hub import HubError, Resolved, chain
@@ -449,14 +450,6 @@ def differ(one: Path, other: Path) -> bool:
     return one.is_file() and other.is_file() and not filecmp.cmp(one, other, shallow=False)
 
 
-def size(n: int) -> str:
-    """Bytes for people."""
-    for unit, word in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n >= unit:
-            return f"{n / unit:.3g} {word}"
-    return f"{n} bytes"
-
-
 def arguments(settings: SamplingConfig) -> str:
     """Settings as keyword arguments, those that do nothing left out."""
     idle = SamplingConfig(top_k=None)
@@ -485,9 +478,9 @@ def run_facts(place: Resolved) -> dict:
 
 def short(n: int) -> str:
     """A count for people: 102 thousand, 10.7 million."""
-    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if n >= size:
-            return f"{n / size:.3g} {word}"
+    for limit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if n >= limit:
+            return f"{n / limit:.3g} {word}"
     return str(n)
 
 

@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 from nanogpt_hub.card import RunFacts
+from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
-from train.report import UNIGRAM, bits_per_byte
+from train.report import UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 

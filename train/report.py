@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from nanogpt_hub.evaluate import bits_per_byte, perplexity
+
 METRICS = "metrics.jsonl"
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
 
@@ -64,16 +66,6 @@ def plot_loss(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
     figure.savefig(part, format="png")
     plt.close(figure)
     os.replace(part, out)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss): how many equally likely tokens the model hesitates between."""
-    return math.exp(min(loss, 700))
-
-
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """The loss (nats per token) as bits per byte of text, which compares models with different tokenizers."""
-    return loss / math.log(2) / bytes_per_token
 
 
 def describe_loss(loss: float, bytes_per_token: float) -> str:
