@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, Protocol, overload
 import torch
 from torch import Tensor
 
+from nanogpt_hub.decode import Decoder
 from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
@@ -245,6 +246,7 @@ class CachedBatch:
         weight, block_size = model.wte.weight, model.config.block_size
         longest = min(block_size, max(map(len, self.tokens)) + max_new_tokens)
         self.cache = KVCache(model.config, len(self.tokens), weight.device, weight.dtype, max_len=longest)
+        self.decoder = Decoder(model, self.cache)
         self.starts = [window_start(len(tokens), block_size) for tokens in self.tokens]
         self._prefill(self.cache, [t[start:-1] for t, start in zip(self.tokens, self.starts, strict=True)])
 
@@ -255,7 +257,7 @@ class CachedBatch:
             if start != self.starts[row]:
                 self._refill(row, start)
         last = torch.tensor([tokens[-1:] for tokens in self.tokens], device=self.cache.k.device)  # (B, 1)
-        return self.model.head(self.model.hidden(last, self.cache)[:, -1])
+        return self.model.head(self.decoder.hidden(last)[:, -1])
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these rows only."""

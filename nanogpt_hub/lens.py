@@ -260,12 +260,12 @@ def attention_weights(attn: CausalSelfAttention, x: Tensor, context: Context) ->
     """
     cfg, T = attn.config, x.size(1)
     qkv = attn.c_attn(x).unflatten(-1, (-1, cfg.head_dim))  # (B, T, H+2G, D)
-    q, k, _ = qkv.split((cfg.n_head, cfg.kv_heads, cfg.kv_heads), dim=2)
+    qk = qkv[:, :, : cfg.n_head + cfg.kv_heads]
     if context.rope is not None:
-        q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+        qk = rotate(qk, *context.rope)
     if cfg.qk_norm:
-        q, k = F.rms_norm(q, (cfg.head_dim,), eps=cfg.norm_eps), F.rms_norm(k, (cfg.head_dim,), eps=cfg.norm_eps)
-    q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H or G, T, D)
+        qk = F.rms_norm(qk, (cfg.head_dim,), eps=cfg.norm_eps)
+    q, k = qk.transpose(1, 2).split((cfg.n_head, cfg.kv_heads), dim=1)  # (B, H or G, T, D)
     k = k.repeat_interleave(cfg.n_head // cfg.kv_heads, dim=1)  # each key head serves a group of query heads
     scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(cfg.head_dim)  # (B, H, T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)

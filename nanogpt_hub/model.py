@@ -160,18 +160,18 @@ class KVCache:
 
 
 def rotary_angles(config: GPTConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each (1 or B, T, 1, R/2), by which each pair of a head's R rotated dimensions turns."""
+    """Factors (1 or B, T, 1, R) of a head's R rotated dimensions: cosines, and for their partners sines, first minus."""
     rotated = int(config.head_dim * config.rotary_fraction)
     pair = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)
     angle = positions[:, :, None, None] * (1.0 / config.rope_theta ** (pair / rotated))
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return angle.cos().repeat(1, 1, 1, 2).to(dtype), torch.cat((-angle.sin(), angle.sin()), dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns x (B, T, heads, D) by its position. Pairs are dimension i of the first half with i of the second."""
-    half = cos.size(-1)
-    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)
+    turning, rest = x[..., : cos.size(-1)], x[..., cos.size(-1) :]
+    turned = turning * cos + turning.roll(cos.size(-1) // 2, dims=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.size(-1) else turned
 
 
 class Context:
@@ -208,12 +208,12 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         cfg = self.config
         qkv = self.c_attn(x).view(B, T, -1, cfg.head_dim)  # (B, T, H+2G, D)
-        q, k, v = qkv.split((cfg.n_head, cfg.kv_heads, cfg.kv_heads), dim=2)
+        qk, v = qkv.split((cfg.n_head + cfg.kv_heads, cfg.kv_heads), dim=2)
         if context.rope is not None:
-            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+            qk = rotate(qk, *context.rope)
         if cfg.qk_norm:
-            q, k = F.rms_norm(q, (cfg.head_dim,), eps=cfg.norm_eps), F.rms_norm(k, (cfg.head_dim,), eps=cfg.norm_eps)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H or G, T, D)
+            qk = F.rms_norm(qk, (cfg.head_dim,), eps=cfg.norm_eps)
+        q, k, v = (t.transpose(1, 2) for t in (*qk.split((cfg.n_head, cfg.kv_heads), dim=2), v))  # (B, H or G, T, D)
         if context.kv_cache is not None:
             k, v = context.kv_cache.update(self.layer, k, v, context.positions)
         y = F.scaled_dot_product_attention(  # softmax(q k^T / sqrt(D)) v, never holding the (T, S) weights

@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanogpt_hub.decode import Decoder
 from nanogpt_hub.generate import (
     Row,
     SamplingConfig,
@@ -45,6 +46,7 @@ class Reader:
     def __init__(self, model: GPT, max_len: int):
         weight, length = model.wte.weight, min(max_len, model.config.block_size)
         self.model, self.cache = model, KVCache(model.config, 1, weight.device, weight.dtype, max_len=length)
+        self.decoder = Decoder(model, self.cache)
         self.start, self.held = 0, []  # the window's first token, and the tokens in the cache
 
     def logits(self, tokens: list[int], n: int = 1) -> Tensor:
@@ -55,7 +57,7 @@ class Reader:
         while self.held[:kept] != window[:kept]:  # guesses that were wrong
             kept -= 1
         self.cache.lengths = [kept]
-        x = self.model.hidden(torch.tensor([window[kept:]], device=self.cache.k.device), self.cache)
+        x = self.decoder.hidden(torch.tensor([window[kept:]], device=self.cache.k.device))
         self.start, self.held = start, window
         return self.model.head(x[0, -n:])
 
