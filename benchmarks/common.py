@@ -1,10 +1,13 @@
 """What the benchmarks share: taking turns, the machine's limits, tables."""
 
 import json
+import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -35,14 +38,60 @@ def ratio(taken: Taken, peer: str, ours: str) -> float:
     return median(p / o for p, o in zip(taken[peer], taken[ours], strict=True))
 
 
+@contextmanager
+def workers(makers: dict[str, tuple[Callable, ...]], threads: int) -> Iterator[dict[str, Callable]]:
+    """For each name a function that does its work in a process of its own: what the maker, called there with the rest
+    of its tuple, gives back. So none changes how another one allocates memory or waits for its threads."""
+    context, functions, pipes = multiprocessing.get_context("spawn"), {}, []
+    try:
+        for name, maker in makers.items():
+            pipe, far = context.Pipe()
+            context.Process(target=_serve, args=(far, threads, *maker), daemon=True).start()
+            far.close()  # so that its end is noticed here
+            pipes.append(pipe)
+            functions[name] = lambda *args, pipe=pipe: _ask(pipe, args)
+            _ask(pipe, None)  # one after the other: making a model is work too
+        yield functions
+    finally:
+        for pipe in pipes:
+            pipe.close()
+
+
+def _ask(pipe: Connection, args: tuple | None) -> object:
+    pipe.send(args)
+    return pipe.recv()
+
+
+def _serve(pipe: Connection, threads: int, maker: Callable, *args) -> None:
+    torch.set_num_threads(threads)
+    work = maker(*args)
+    try:
+        while True:
+            given = pipe.recv()
+            pipe.send(None if given is None else work(*given))
+    except EOFError:  # nobody asks any more
+        pass
+
+
+def reader(n_bytes: int) -> Callable[[], object]:
+    """What reads so many bytes from memory with all threads and computes next to nothing: the limit of what must read
+    them. It goes round in a block that no cache holds."""
+    block, x = torch.ones(2**16, 2**11), torch.ones(2**11)  # 512 MB
+    turns, rest = divmod(n_bytes, block.nbytes)
+    part = block[: max(1, rest // block[0].nbytes)]
+
+    def read() -> None:
+        for _ in range(turns):
+            torch.mv(block, x)
+        torch.mv(part, x)
+
+    return read
+
+
 def read_bandwidth() -> float:
     """Bytes per second that all threads together read from memory, at best."""
-    block, seconds = torch.ones(2**27), []  # 512 MB, beyond most caches
-    for _ in range(5):
-        started = time.perf_counter()
-        block.sum()
-        seconds.append(time.perf_counter() - started)
-    return block.nbytes / min(seconds)
+    n_bytes = 2**29
+    return n_bytes / min(alternate({"read": reader(n_bytes)}, 5)["read"])
 
 
 def machine() -> dict[str, object]:

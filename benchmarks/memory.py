@@ -9,7 +9,6 @@ beside what is computed for that. nanoGPT's step holds on to the logits, as the 
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import report
+from benchmarks.peers import nanogpt_module
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig
 from train.hardware import training_bytes
 from train.loss import recompute_blocks
@@ -64,9 +64,7 @@ class Allocations(TorchDispatchMode):
 def model_of(way: str, config: GPTConfig, nanogpt: Path | None) -> nn.Module:
     """What is called with ids and targets and gives the loss, alone or last."""
     if way == "nanoGPT":
-        spec = importlib.util.spec_from_file_location("nanogpt_model", nanogpt / "model.py")
-        module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = nanogpt_module(nanogpt)
         names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
         return module.GPT(module.GPTConfig(**{name: getattr(config, name) for name in names}))
     gpt = GPT(config)

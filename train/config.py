@@ -86,6 +86,7 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"] = "muon"  # muon: Muon for the blocks' matrices, AdamW for the rest
     learning_rate: float = 0.01  # peak rate of AdamW
+    embedding_learning_rate: float = 0.0  # peak rate of an embedding that is not the head too; 0 means learning_rate
     muon_learning_rate: float = 0.02  # peak rate of Muon's matrices
     muon_momentum: float = 0.95  # momentum of Muon
     schedule: Literal["constant", "cosine", "wsd"] = "wsd"  # after warm-up; wsd: stable, then a linear decay at the end
@@ -101,7 +102,7 @@ class OptimConfig:
     def __post_init__(self):
         for name in ("learning_rate", "muon_learning_rate", "eps"):
             check(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "grad_clip"):
+        for name in ("embedding_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "grad_clip"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must not be negative")
         for name in ("muon_momentum", "beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")

@@ -201,7 +201,8 @@ class Trainer:
         cfg, p = self.config, self.progress
         if not self.gpt.training:
             self.gpt.train()
-        lr = set_lr(self.optimizer, lr_scale(p.step, cfg.max_steps, cfg.optim))
+        scale = lr_scale(p.step, cfg.max_steps, cfg.optim)
+        set_lr(self.optimizer, scale)
         seed = (cfg.seed * 1_000_003 + p.step) * 65_537 + self.rank
         seed_dropout(self.device.type, seed)  # dropout depends on nothing else
         micro_batches = list(self._micro_batches(p.step))
@@ -221,7 +222,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         p.step += 1
         p.tokens += n_targets
-        return {"train_loss": loss, "learning_rate": lr, "grad_norm": norm, "n_targets": n_targets}
+        rate = scale * cfg.optim.learning_rate
+        return {"train_loss": loss, "learning_rate": rate, "grad_norm": norm, "n_targets": n_targets}
 
     def _micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the step's batch: micro-batches are dealt out in turn, any split gives the same."""

@@ -1,0 +1,159 @@
+"""Tokens per second of generation: ours against nanoGPT, transformers, CTranslate2 and llama.cpp, in turn.
+
+    python -m benchmarks.generate [--nanogpt DIR] [--rounds 5] [--threads N] [--only 124m|small|batch|context]
+
+All write from the same random weights of GPT-2's architecture (nanoGPT from random ones of the same shape), sampling
+with top-k 200 as nanoGPT's sample.py does, each in a process of its own. Peers that are not installed are left out
+(`make peers` brings them). Four tables:
+
+124m     one text, 128 tokens after a prompt of 16. The limit is that the bytes of all weights, and of the cache, must
+         be read for each token, at the rate of a plain read measured in the same turns.
+small    one text of 500 tokens from one character, as sample.py writes, and ten at once where a program can.
+batch    16 prompts at once against one after the other.
+context  milliseconds for a token after a short and after a long context.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.common import alternate, ratio, reader, report, workers
+from benchmarks.peers import NanoGPT, Ours, Transformers, installed, random_folder, ways
+from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.generate import stream_tokens
+from nanogpt_hub.model import GPT
+
+SMALL = {"4x128": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65),
+         "6x384": dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65)}  # fmt: skip
+BYTES = {True: 1, False: 4}  # of a weight: in 8 bits, in 32
+
+
+def bytes_per_token(model: GPT, context: int, int8: bool) -> int:
+    """What must be read from memory for a token: all matrices, and the keys and values of what came before."""
+    cfg = model.config
+    cache = 2 * 4 * cfg.n_layer * cfg.kv_heads * cfg.head_dim * context
+    return BYTES[int8] * model.num_params(embeddings=False) + cache
+
+
+def one_text(nanogpt: Path | None, rounds: int, threads: int, prompt: int = 16, tokens: int = 128) -> list[dict]:
+    """The 124M shape, one text."""
+    prompts = [list(range(prompt))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = random_folder(Path(name) / "model", size="124m", vocab_size=50257)
+        model, _ = load_model(folder)
+        limits = {int8: bytes_per_token(model, prompt + tokens // 2, int8) for int8 in (False, True)}
+        del model
+        with workers(ways(folder, nanogpt, threads), threads) as programs:
+            runs = {name: lambda work=work: work(prompts, tokens) for name, work in programs.items()}
+            runs |= {f"read {int8}": repeat(reader(n_bytes), tokens) for int8, n_bytes in limits.items()}
+            taken = alternate(runs, rounds, "124m")
+    rows = []
+    for name in programs:
+        int8 = name.endswith(("int8", "q8_0"))
+        ours = "ours, int8" if int8 else "ours"
+        limit = f"read {int8}"
+        rows.append({"124M, one text": name, "tokens/s": tokens / median(taken[name]),
+                     "limit, tokens/s": tokens / median(taken[limit]), "part of the limit": ratio(taken, limit, name),
+                     "ours is faster by": ratio(taken, name, ours)})  # fmt: skip
+    return rows
+
+
+def repeat(work: Callable[[], object], times: int) -> Callable[[], None]:
+    return lambda: [work() for _ in range(times)] and None
+
+
+def small_models(nanogpt: Path | None, rounds: int, threads: int, tokens: int = 500) -> list[dict]:
+    """Character models, each alone and ten texts at once."""
+    rows = []
+    for shape, sizes in SMALL.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = random_folder(Path(name) / "model", **sizes)
+            makers: dict[str, tuple] = {"ours": (Ours, folder)}
+            if nanogpt:
+                makers["nanoGPT"] = (NanoGPT, folder, nanogpt)
+            if installed(
+                "transformers"
+            ):  # whose context cannot slide: it gets a table of positions that is long enough
+                makers["transformers"] = (Transformers, folder, tokens + 1)
+            with workers(makers, threads) as programs:
+                runs = {(name, 1): lambda work=work: work([[0]], tokens) for name, work in programs.items()}
+                runs |= {(name, 10): lambda work=work: work([[0]] * 10, tokens) for name, work in programs.items()}
+                taken = alternate(runs, rounds, shape)
+        for name, texts in runs:
+            rows.append({"model": shape, "texts at once": texts, "program": name,
+                         "ms for a token of one text": 1e3 * median(taken[name, texts]) / tokens / texts,
+                         "ours is faster by": ratio(taken, (name, texts), ("ours", texts))})  # fmt: skip
+    return rows
+
+
+def batch(rounds: int, threads: int, prompts: int = 16, tokens: int = 32) -> list[dict]:
+    """The 124M shape, many texts at once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = random_folder(Path(name) / "model", size="124m", vocab_size=50257)
+        with workers({"float32": (Ours, folder), "int8": (Ours, folder, True)}, threads) as programs:
+            texts = [list(range(start, start + 16)) for start in range(prompts)]
+            runs = {(name, "together"): lambda work=work: work(texts, tokens) for name, work in programs.items()}
+            runs |= {(name, "one"): lambda work=work: [work([text], tokens) for text in texts]
+                     for name, work in programs.items()}  # fmt: skip
+            taken = alternate(runs, rounds, "batch")
+    return [
+        {"124M": name, "one by one, tokens/s": prompts * tokens / median(taken[name, "one"]),
+         f"{prompts} together, tokens/s": prompts * tokens / median(taken[name, "together"]),
+         "ratio": ratio(taken, (name, "one"), (name, "together"))}
+        for name in programs
+    ]  # fmt: skip
+
+
+class Late:
+    """Seconds for each of the tokens that follow a context."""
+
+    def __init__(self, folder: Path):
+        self.model, _ = load_model(folder)
+
+    def __call__(self, context: int, tokens: int) -> float:
+        stream = stream_tokens(self.model, None, [[0] * context], max_new_tokens=tokens + 1, seed=0)
+        times = [time.perf_counter() for _ in stream]  # the first one has read the context
+        return median(after - before for before, after in pairwise(times))
+
+
+def context(rounds: int, threads: int, tokens: int = 30) -> list[dict]:
+    """Small models with room for 1,024 tokens, and the 124M shape."""
+    rows = []
+    shapes = {name: {**sizes, "block_size": 1024} for name, sizes in SMALL.items()}
+    for shape, sizes in (shapes | {"124M": dict(size="124m", vocab_size=50257)}).items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = random_folder(Path(name) / "model", **sizes)
+            with workers({"ours": (Late, folder)}, threads) as programs:
+                taken = {n: [programs["ours"](n, tokens) for _ in range(rounds)] for n in (64, 512, 990)}
+        rows.append({"model": shape, **{f"ms after {n} tokens": 1e3 * median(taken[n]) for n in taken},
+                     "last / first": ratio(taken, 990, 64)})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT checkout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=("124m", "small", "batch", "context"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tables = {
+        "124m": lambda: one_text(args.nanogpt, args.rounds, args.threads),
+        "small": lambda: small_models(args.nanogpt, args.rounds, args.threads),
+        "batch": lambda: batch(args.rounds, args.threads),
+        "context": lambda: context(args.rounds, args.threads),
+    }
+    for name, rows in tables.items():
+        if args.only in (None, name):
+            report(f"generate_{name}", rows())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""How we and the others are made to do the same work: each a class whose objects are called with prompts and the number
+of new tokens for each, from the same folder.
+
+nanoGPT comes from the user's own checkout; transformers, ctranslate2 and llama-cpp-python from `make peers`. What is
+not there is left out of the tables.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanogpt_hub.checkpoint import load_model, save_model
+from nanogpt_hub.generate import SamplingConfig, stream_tokens
+from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.quantize import quantize_int8
+from nanogpt_hub.speculate import Speculator
+
+TEMPERATURE, TOP_K = 0.8, 200  # those of nanoGPT's sample.py, for everyone
+Prompts = list[list[int]]  # token ids; those of a batch are equally long
+
+
+def installed(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def nanogpt_module(checkout: Path) -> Any:
+    """nanoGPT's model.py, from the user's own checkout."""
+    path = checkout / "model.py"
+    if not path.is_file():
+        sys.exit(f"--nanogpt {checkout}: there is no model.py; give the folder of a nanoGPT checkout")
+    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_folder(folder: Path, **shape: int) -> Path:
+    """A model folder with random weights, GPT-2's architecture and no tokenizer."""
+    torch.manual_seed(0)
+    return save_model(folder, GPT(GPTConfig.preset("gpt2", **shape)))
+
+
+class Ours:
+    """This project: float32 or 8 bits, alone or guessing ahead."""
+
+    def __init__(self, folder: Path, int8: bool = False, guess: bool = False):
+        model, _ = load_model(folder)
+        self.model, self.draft = quantize_int8(model) if int8 else model, Speculator() if guess else None
+
+    def __call__(self, prompts: Prompts, n: int) -> None:
+        config = SamplingConfig(n, temperature=TEMPERATURE, top_k=TOP_K, seed=0)
+        for _ in stream_tokens(self.model, None, prompts, config, draft=self.draft):
+            pass
+
+
+class NanoGPT:
+    """generate() of its model.py, as its sample.py calls it."""
+
+    def __init__(self, folder: Path, checkout: Path):
+        module, config = nanogpt_module(checkout), load_model(folder)[0].config
+        names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+        sizes = {name: getattr(config, name) for name in names}
+        self.model = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False)).eval()
+
+    @torch.no_grad()
+    def __call__(self, prompts: Prompts, n: int) -> None:
+        self.model.generate(torch.tensor(prompts), n, temperature=TEMPERATURE, top_k=TOP_K)
+
+
+class Transformers:
+    """generate() with its cache."""
+
+    def __init__(self, folder: Path, n_positions: int = 0):
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        config = transformers.AutoConfig.from_pretrained(folder)
+        longer = n_positions > config.n_positions  # it cannot go on past its table of positions
+        config.n_positions = max(n_positions, config.n_positions)
+        kind = transformers.AutoModelForCausalLM
+        self.model = kind.from_config(config).eval() if longer else kind.from_pretrained(folder).eval()
+
+    def __call__(self, prompts: Prompts, n: int) -> None:
+        idx = torch.tensor(prompts)
+        self.model.generate(
+            idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, min_new_tokens=n, do_sample=True,
+            temperature=TEMPERATURE, top_k=TOP_K, pad_token_id=0,
+        )  # fmt: skip
+
+
+class CTranslate2:
+    """generate_batch() of the same weights, converted by its own converter."""
+
+    def __init__(self, folder: Path, compute_type: str, threads: int):
+        import ctranslate2
+
+        converted = folder / f"ctranslate2-{compute_type}"
+        spec = self._spec(ctranslate2, folder)
+        if compute_type != "float32":
+            spec.optimize(quantization=compute_type)
+        converted.mkdir(exist_ok=True)
+        spec.save(str(converted))
+        self.model = ctranslate2.Generator(
+            str(converted), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+        )
+
+    @staticmethod
+    def _spec(ctranslate2: Any, folder: Path) -> Any:
+        """The model as CTranslate2 describes it. Its converter asks for a tokenizer, of which only the names count."""
+        import transformers
+        from ctranslate2.converters.transformers import GPT2Loader
+
+        loader, model = GPT2Loader(), transformers.AutoModelForCausalLM.from_pretrained(folder)
+        spec = loader.get_model_spec(model)
+        spec.register_vocabulary([str(id) for id in range(model.config.vocab_size)])
+        spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+        spec.validate()
+        return spec
+
+    def __call__(self, prompts: Prompts, n: int) -> None:
+        names = [[str(id) for id in prompt] for prompt in prompts]
+        self.model.generate_batch(
+            names, max_length=n, min_length=n, sampling_topk=TOP_K, sampling_temperature=TEMPERATURE,
+            include_prompt_in_result=False,
+        )  # fmt: skip
+
+
+class LlamaCpp:
+    """The same weights as a GGUF file, f32 or q8_0."""
+
+    def __init__(self, folder: Path, kind: str, threads: int):
+        import llama_cpp
+
+        path = folder / f"model-{kind}.gguf"
+        write_gguf(folder, path, kind)
+        params = llama_cpp.llama_cpp.llama_model_default_params
+        llama_cpp.llama_cpp.llama_model_default_params = lambda: without_repacking(params())
+        self.model = llama_cpp.Llama(
+            str(path), n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=threads, n_threads_batch=threads,
+            verbose=False,
+        )  # fmt: skip
+
+    def __call__(self, prompts: Prompts, n: int) -> None:
+        for prompt in prompts:
+            self.model.reset()
+            tokens = self.model.generate(
+                prompt, temp=TEMPERATURE, top_k=TOP_K, top_p=1.0, min_p=0.0, repeat_penalty=1.0, reset=True
+            )
+            for _ in range(n):
+                next(tokens)
+            tokens.close()
+
+
+def without_repacking(params: Any) -> Any:
+    """Its AMX kernels, for which it lays weights out anew, have ended the process on a machine with AMX."""
+    params.use_extra_bufts = False
+    return params
+
+
+GGUF_NAMES = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+              "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}  # fmt: skip
+GGUF_ENDS = {"wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weight",
+             "ln_f.weight": "output_norm.weight", "ln_f.bias": "output_norm.bias"}  # fmt: skip
+
+
+def write_gguf(folder: Path, path: Path, kind: str) -> None:
+    """A gpt2 folder as llama.cpp's file, matrices in f32 or q8_0; its tokens have no text."""
+    import gguf
+
+    model, _ = load_model(folder)
+    cfg, writer = model.config, gguf.GGUFWriter(str(path), "gpt2")
+    writer.add_context_length(cfg.block_size)
+    writer.add_embedding_length(cfg.n_embd)
+    writer.add_feed_forward_length(cfg.ffn_width)
+    writer.add_block_count(cfg.n_layer)
+    writer.add_head_count(cfg.n_head)
+    writer.add_layer_norm_eps(cfg.norm_eps)
+    writer.add_vocab_size(cfg.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":  # the embedding, once more
+            continue
+        matrix = tensor.ndim == 2 and name != "wpe.weight"
+        if name in GGUF_ENDS:
+            target = GGUF_ENDS[name]
+        else:
+            _, layer, rest = name.split(".", 2)
+            part, _, parameter = rest.rpartition(".")
+            target = f"blk.{layer}.{GGUF_NAMES[part]}.{parameter}"
+        quantized = gguf.GGMLQuantizationType.Q8_0 if matrix and kind == "q8_0" else gguf.GGMLQuantizationType.F32
+        data = gguf.quants.quantize(tensor.numpy(), quantized)
+        writer.add_tensor(target, data, raw_dtype=quantized)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ways(folder: Path, nanogpt: Path | None, threads: int) -> dict[str, tuple[Callable, ...]]:
+    """Everyone who can write from a folder with GPT-2's architecture here: a class and its arguments."""
+    found: dict[str, tuple[Callable, ...]] = {"ours": (Ours, folder), "ours, int8": (Ours, folder, True)}
+    if nanogpt:
+        found["nanoGPT"] = (NanoGPT, folder, nanogpt)
+    if installed("transformers"):
+        found["transformers"] = (Transformers, folder)
+    if installed("ctranslate2", "transformers"):
+        found["CTranslate2"] = (CTranslate2, folder, "float32", threads)
+        found["CTranslate2, int8"] = (CTranslate2, folder, "int8", threads)
+    if installed("llama_cpp", "gguf"):
+        found["llama.cpp, f32"] = (LlamaCpp, folder, "f32", threads)
+        found["llama.cpp, q8_0"] = (LlamaCpp, folder, "q8_0", threads)
+    return found
