@@ -49,8 +49,9 @@ def prompt(folder: Path, rounds: int, threads: int, tokens: int = 900) -> list[d
     rows = []
     for name in programs:
         ours = "ours, int8" if name.endswith(("int8", "q8_0")) else "ours"
-        rows.append({f"124M, prompt of {tokens}": name, "first token, s": median(taken[name]),
-                     "prompt tokens/s": tokens / median(taken[name]), "ours is faster by": ratio(taken, name, ours)})  # fmt: skip
+        seconds = median(taken[name])
+        rows.append({f"124M, prompt of {tokens}": name, "first token, s": seconds,
+                     "prompt tokens/s": tokens / seconds, "ours is faster by": ratio(taken, name, ours)})  # fmt: skip
     return rows
 
 

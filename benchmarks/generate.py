@@ -77,9 +77,7 @@ def small_models(nanogpt: Path | None, rounds: int, threads: int, tokens: int = 
             makers: dict[str, tuple] = {"ours": (Ours, folder)}
             if nanogpt:
                 makers["nanoGPT"] = (NanoGPT, folder, nanogpt)
-            if installed(
-                "transformers"
-            ):  # whose context cannot slide: it gets a table of positions that is long enough
+            if installed("transformers"):  # whose context cannot slide: it gets room for all
                 makers["transformers"] = (Transformers, folder, tokens + 1)
             with workers(makers, threads) as programs:
                 runs = {(name, 1): lambda work=work: work([[0]], tokens) for name, work in programs.items()}

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_hub.model import MLP, GPT, GPTConfig, KVCache, Norm, rotary_angles, rotate
+from nanogpt_hub.model import GPT, MLP, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
 

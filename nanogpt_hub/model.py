@@ -160,7 +160,7 @@ class KVCache:
 
 
 def rotary_angles(config: GPTConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Factors (1 or B, T, 1, R) of a head's R turning dimensions: cosines; and sines, minus first, for their partners."""
+    """Factors (1 or B, T, 1, R) of a head's R turning dimensions: cosines; sines, minus first, for their partners."""
     rotated = int(config.head_dim * config.rotary_fraction)
     pair = torch.arange(0, rotated, 2, device=positions.device, dtype=torch.float32)
     angle = positions[:, :, None, None] * (1.0 / config.rope_theta ** (pair / rotated))

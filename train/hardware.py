@@ -36,14 +36,23 @@ def choose_precision(asked: str, device: str) -> tuple[str, str]:
     if asked != "auto":
         return asked, "as asked"
     if device == "cpu":
-        return "fp32", "on a CPU it is the fastest and the safest"
+        faster = "; for a wide model try bf16, which this CPU multiplies faster" if has_fast_bf16("cpu") else ""
+        return "fp32", f"on a CPU it is the safest{faster}"
     if device == "mps":
         return "fp32", "on MPS the half precisions have given NaN and garbage"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if has_fast_bf16("cuda"):
         return "bf16", "the GPU has it"
     if torch.cuda.get_device_capability() >= (7, 0):
         return "fp16", "the GPU has no bf16 of its own; with a loss scaler"
     return "fp32", "the GPU is fast at neither bf16 nor fp16"
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether products in bf16 are several times as fast as in fp32: on GPUs that have them, and CPUs with AMX."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions of torch
+    return device == "cpu" and bool(capabilities().get("amx_bf16", False))
 
 
 def device_name(device: str) -> str:

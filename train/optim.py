@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nanogpt_hub.model import GPT
 from train.config import OptimConfig
+from train.hardware import has_fast_bf16
 
-# Newton-Schulz by four odd quintics, one after the other, fitted for the smallest largest error (the idea: Polar Express,
-# arXiv:2505.16932): singular values from 0.005 to 1 end within 0.15 of 1. Muon's first recipe (Keller Jordan, 2024) took
-# five of one kind for 0.3.
+# Newton-Schulz (Muon: Keller Jordan, 2024) by four odd quintics, one after the other, fitted for the smallest largest
+# error (the idea: Polar Express, arXiv:2505.16932): singular values from 0.005 to 1 end within 0.15 of 1.
 NS_COEFFICIENTS = (
     (7.9017, -23.2093, 17.1716), (3.5957, -2.8795, 0.5951), (2.7867, -2.5662, 0.6734), (2.5828, -2.6880, 1.0545),
 )  # fmt: skip
@@ -40,14 +40,15 @@ def lr_scale(step: int, max_steps: int, config: OptimConfig) -> float:
 def orthogonalise(matrices: Tensor) -> Tensor:
     """The nearest matrices with all singular values near 1, for a stack (N, rows, columns), by Newton-Schulz.
 
-    One call serves all matrices of a shape, in float32 on a CPU (bfloat16 products are slower on most) and in bfloat16
-    on a GPU, which is precise enough for a direction.
+    One call serves all matrices of a shape, in bfloat16 where the hardware is fast at it, which is precise enough for a
+    direction, else in float32.
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    half = has_fast_bf16(matrices.device.type)
+    x = matrices.bfloat16() if half else matrices.float()
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the Gram matrix x x^T is then the smaller one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = newton_schulz(x) if matrices.is_cuda else newton_schulz_by_gram(x)
+    x = newton_schulz(x) if half else newton_schulz_by_gram(x)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -55,7 +56,8 @@ def newton_schulz(x: Tensor) -> Tensor:
     """Applies the quintics a s + b s^3 + c s^5 to the singular values s of each x (N, rows, columns)."""
     for a, b, c in NS_COEFFICIENTS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram gram
+        x = torch.baddbmm(x, factor, x, beta=a)
     return x
 
 
@@ -65,7 +67,8 @@ def newton_schulz_by_gram(x: Tensor) -> Tensor:
     one = torch.eye(gram.size(-1), device=x.device)
     whole = one
     for a, b, c in NS_COEFFICIENTS:
-        factor = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor += a * one
         whole = factor @ whole
         gram = factor @ gram @ factor  # all of them commute
     return whole @ x
