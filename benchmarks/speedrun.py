@@ -1,4 +1,4 @@
-"""Seconds to nanoGPT's loss: its small Shakespeare run for a CPU against configs/shakespeare_speedrun_cpu.yaml, in turn.
+"""Seconds to nanoGPT's loss: its small Shakespeare run for a CPU, in turn with configs/shakespeare_speedrun_cpu.yaml.
 
     python -m benchmarks.speedrun --nanogpt DIR [--rounds 1]
 
@@ -66,9 +66,9 @@ def main() -> None:
         for number in range(args.rounds):
             seconds, loss = run_nanogpt(args.nanogpt, Path(folder) / "nanogpt")
             ours = run_ours(text, Path(folder) / "ours", loss)
+            ratio = seconds / ours["seconds"] if ours["val_loss"] <= loss else "not reached"
             rows.append({"round": number + 1, "nanoGPT, s": seconds, "its loss": loss, "ours, s": ours["seconds"],
-                         "our loss": ours["val_loss"], "steps": ours["step"],
-                         "ratio": seconds / ours["seconds"] if ours["val_loss"] <= loss else "not reached"})  # fmt: skip
+                         "our loss": ours["val_loss"], "steps": ours["step"], "ratio": ratio})  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
     reached = [row["ratio"] for row in rows if row["ratio"] != "not reached"]
     report("speedrun", rows)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nanogpt_hub.card import flatten
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
-from nanogpt_hub.convert import match_tensors
+from nanogpt_hub.convert import empty_model, match_tensors
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.generate import SamplingConfig, encode_prompt, stream_tokens
 from nanogpt_hub.hub import Resolved, resolve
@@ -247,7 +247,7 @@ def print_model(place: Resolved) -> GPTConfig:
     content = read_json(place.folder / "config.json")
     dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
     print(f"model type   {content['model_type']}, {printable(dtype)}")
-    print(f"parameters   {meta_model(config).num_params():,}")
+    print(f"parameters   {empty_model(config).num_params():,}")
     if not (place.folder / "tokenizer.json").is_file():
         print("tokenizer    none")
         return config
@@ -403,17 +403,11 @@ def size_row(size: str, preset: str, vocab_size: int | None) -> tuple[str, ...]:
     """The cells of one size, measured on a model without storage."""
     vocab_size = vocab_size if vocab_size is not None else SMALL_VOCABULARIES.get(size, GPT2_VOCABULARY)
     config = GPTConfig.preset(preset, size, vocab_size=vocab_size)
-    n = meta_model(config).num_params()
+    n = empty_model(config).num_params()
     cache = KVCache(config, 1, device="meta", dtype=torch.bfloat16)
     shape = (config.n_layer, config.n_head, config.n_embd, config.block_size, config.vocab_size)
     memory = (4 * n, 2 * n, 16 * n, cache.k.nbytes + cache.v.nbytes)
     return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(size_text, memory))
-
-
-def meta_model(config: GPTConfig) -> GPT:
-    """A model without storage, to count its parameters."""
-    with torch.device("meta"):
-        return GPT(config)
 
 
 def size_text(n_bytes: int) -> str:

@@ -15,12 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from nanogpt_hub.checkpoint import read_config, read_json, write_atomic
-from nanogpt_hub.convert import FAMILIES
-from nanogpt_hub.model import GPT
+from nanogpt_hub.convert import FAMILIES, empty_model
 from nanogpt_hub.readme import one_line, update_readme, validate_readme
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -139,8 +137,7 @@ def run_name(folder: Path) -> str:
 def complete_facts(folder: Path, facts: RunFacts) -> RunFacts:
     """The facts, with the model's shape and tokenizer read from the folder where they are missing."""
     config = read_config(folder)
-    with torch.device("meta"):
-        parameters = GPT(config).num_params()
+    parameters = empty_model(config).num_params()
     model = {"config": asdict(config), "parameters": parameters, **facts.get("model", {})}
     model["family"] = read_json(folder / "config.json").get("model_type")
     data = dict(facts.get("data", {}))

@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nanogpt_hub.model import GPT, GPTConfig
 
@@ -360,11 +361,26 @@ def _show(value: Any) -> str:
 # Tensors -------------------------------------------------------------------------------------------------------------
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Inside, modules are made without drawing their first weights."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """A GPT of shapes without memory. (Weights drawn for it would make torch import its compiler, for a second.)"""
+    with torch.device("meta"), _WithoutInit():
+        return GPT(config)
+
+
 @lru_cache(maxsize=8)  # building a deep model takes its time, even without memory
 def parameter_shapes(config: GPTConfig) -> Mapping[str, Shape]:
     """Our tensors and their shapes, a tied head left out, without allocating any of them."""
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     return MappingProxyType(shapes)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, overload
 
@@ -103,7 +104,8 @@ def usable_logits(logits: Tensor, vocab_size: int) -> Tensor:
     A model's vocabulary may exceed its tokenizer's (padding to 64 is faster); what is surplus has no text.
     """
     logits = logits.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-    logits[:, vocab_size:] = -math.inf
+    if vocab_size < logits.size(-1):
+        logits[:, vocab_size:] = -math.inf
     return logits
 
 
@@ -252,10 +254,9 @@ class CachedBatch:
 
     def next_logits(self) -> Tensor:
         """Logits (B, V) of the token that follows each row."""
-        for row, tokens in enumerate(self.tokens):
-            start = window_start(len(tokens), self.model.config.block_size)
-            if start != self.starts[row]:
-                self._refill(row, start)
+        starts = [window_start(len(tokens), self.model.config.block_size) for tokens in self.tokens]
+        if starts != self.starts:
+            self._refill([row for row, start in enumerate(starts) if start != self.starts[row]], starts)
         last = torch.tensor([tokens[-1:] for tokens in self.tokens], device=self.cache.k.device)  # (B, 1)
         return self.model.head(self.decoder.hidden(last)[:, -1])
 
@@ -273,12 +274,17 @@ class CachedBatch:
             self.model.hidden(torch.tensor(padded, device=cache.k.device), cache)
         cache.lengths = [len(window) for window in windows]
 
-    def _refill(self, row: int, start: int) -> None:
-        """Moves a row's window: its positions changed, so its part of the cache is computed anew."""
-        view = copy.copy(self.cache)
-        view.k, view.v, view.lengths = self.cache.k[:, row : row + 1], self.cache.v[:, row : row + 1], [0]
-        self._prefill(view, [self.tokens[row][start:-1]])
-        self.cache.lengths[row], self.starts[row] = view.lengths[0], start
+    def _refill(self, rows: list[int], starts: list[int]) -> None:
+        """Moves the windows of some rows: their positions changed, so their part of the cache is computed anew."""
+        part, everyone = copy.copy(self.cache), len(rows) == len(self.tokens)
+        part.k, part.v = (t if everyone else t[:, rows] for t in (self.cache.k, self.cache.v))
+        part.lengths = [0] * len(rows)
+        self._prefill(part, [self.tokens[row][starts[row] : -1] for row in rows])
+        if not everyone:
+            self.cache.k[:, rows], self.cache.v[:, rows] = part.k, part.v
+        for row, length in zip(rows, part.lengths, strict=True):
+            self.cache.lengths[row] = length
+        self.starts = starts
 
 
 # ---- tokens as records ----
@@ -386,22 +392,30 @@ def draw(
 
     Raises ValueError for NaN.
     """
-    seen = None
+    seen, total = None, logits.logsumexp(-1, keepdim=True)  # (B, 1)
     if config.repetition_penalty != 1:
         seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
-    logprobs = logits.log_softmax(-1)
-    probs = filter_logits(logits, config, seen).softmax(-1)
-    ids = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
-    columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, ids))]
+    known = None if seen is not None or alternatives else only_top_k(logits, config.top_k)
+    probs = filter_logits(logits if known is None else logits.gather(1, known), config, seen).softmax(-1)
+    place = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
+    ids = place if known is None else known.gather(1, place)
+    columns = [column.flatten().tolist() for column in (ids, logits.gather(1, ids) - total, probs.gather(1, place))]
     if any(map(math.isnan, columns[1])):
         raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
-    return list(map(Drawn, *columns, likeliest(logprobs, probs, alternatives)))
+    return list(map(Drawn, *columns, likeliest(logits - total, probs, alternatives) if alternatives else repeat(())))
+
+
+def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:
+    """The ids (B, k), in their order, of the tokens that `apply_top_k` leaves, where k is so small that the samplers
+    are spared work. None where it is not, or more tokens tie with the last of them."""
+    if not k or 4 * k > logits.size(-1):
+        return None
+    values, ids = logits.topk(k + 1)
+    return None if (values[:, k] == values[:, k - 1]).any() else ids[:, :k].sort(-1).values
 
 
 def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[tuple[Alternative, ...]]:
     """The `n` tokens of each row that the model finds likeliest, and with what probability they could be drawn."""
-    if not n:
-        return [()] * len(probs)
     top = logprobs.topk(min(n, logprobs.size(-1)))
     columns = top.indices.tolist(), top.values.exp().tolist(), probs.gather(1, top.indices).tolist()
     return [tuple(map(Alternative, *row)) for row in zip(*columns, strict=True)]

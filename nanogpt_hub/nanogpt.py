@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nanogpt_hub.card import RunFacts, write_card
 from nanogpt_hub.checkpoint import CheckpointError, save_model, write_atomic
-from nanogpt_hub.convert import OWN_TYPE, config_from_hf, is_buffer, parameter_shapes
+from nanogpt_hub.convert import OWN_TYPE, config_from_hf, empty_model, is_buffer, parameter_shapes
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 
@@ -96,8 +96,7 @@ def build_model(content: Mapping[str, Any]) -> GPT:
     config = build_config(content["model_args"])
     check_tensors(state, parameter_shapes(config))
     config = replace(config, tie_word_embeddings=torch.equal(state["lm_head.weight"], state["wte.weight"]))
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty_model(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.wte.weight

@@ -10,6 +10,7 @@ import importlib.util
 
 import torch
 
+from nanogpt_hub.convert import empty_model
 from nanogpt_hub.model import GPT
 from train.config import LoraConfig
 
@@ -49,8 +50,7 @@ def without_adapters(gpt: GPT) -> GPT:
         if isinstance(layer, LoraLayer):
             weight = state[f"{name}.weight"]
             state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
-    with torch.device("meta"):
-        plain = GPT(gpt.config)
+    plain = empty_model(gpt.config)
     plain.load_state_dict(state, assign=True)
     if gpt.config.tie_word_embeddings:
         plain.lm_head.weight = plain.wte.weight
