@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,8 +13,6 @@ from statistics import median
 
 import torch
 from tqdm import tqdm
-
-from train.hardware import matmul_flops
 
 OUT = Path("out/bench")
 Taken = dict[str, list[float]]  # name -> seconds in each round
@@ -39,22 +37,42 @@ def ratio(taken: Taken, peer: str, ours: str) -> float:
 
 
 @contextmanager
-def workers(makers: dict[str, tuple[Callable, ...]], threads: int) -> Iterator[dict[str, Callable]]:
+def workers(
+    makers: dict[str, tuple[Callable, ...]], threads: int, trainers: tuple[str, ...] = ()
+) -> Iterator[dict[str, Callable]]:
     """For each name a function that does its work in a process of its own: what the maker, called there with the rest
-    of its tuple, gives back. So none changes how another one allocates memory or waits for its threads."""
-    context, functions, pipes = multiprocessing.get_context("spawn"), {}, []
+    of its tuple, gives back. So none changes how another one allocates memory; only `trainers` wait for their threads
+    as our trainer does (see train/__init__.py)."""
+    context, functions, running = multiprocessing.get_context("spawn"), {}, []
     try:
         for name, maker in makers.items():
             pipe, far = context.Pipe()
-            context.Process(target=_serve, args=(far, threads, *maker), daemon=True).start()
+            process = context.Process(target=_serve, args=(far, threads, *maker), daemon=True)
+            if name in trainers:
+                process.start()
+            else:
+                with without(os.environ, "GOMP_SPINCOUNT"):
+                    process.start()
             far.close()  # so that its end is noticed here
-            pipes.append(pipe)
+            running.append((pipe, process))
             functions[name] = lambda *args, pipe=pipe: _ask(pipe, args)
             _ask(pipe, None)  # one after the other: making a model is work too
         yield functions
     finally:
-        for pipe in pipes:
+        for pipe, process in running:
             pipe.close()
+            process.join(30)
+
+
+@contextmanager
+def without(mapping: MutableMapping[str, str], key: str) -> Iterator[None]:
+    """A key is not there inside."""
+    value = mapping.pop(key, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            mapping[key] = value
 
 
 def _ask(pipe: Connection, args: tuple | None) -> object:
@@ -96,6 +114,8 @@ def read_bandwidth() -> float:
 
 def machine() -> dict[str, object]:
     """What the figures come from."""
+    from train.hardware import matmul_flops  # not above: a worker that does not train must not import the trainer
+
     cpu_info = Path("/proc/cpuinfo")
     lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -10,6 +10,7 @@ first step on, to the first evaluation (over the whole validation split) with th
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,8 @@ def run_nanogpt(checkout: Path, out: Path) -> tuple[float, float]:
     """Seconds and validation loss of its run."""
     command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *FLAGS.split(), f"--out_dir={out}"]
     began = loss = last = 0.0
-    with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, text=True) as process:
+    environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}  # our trainer's
+    with subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("using fused AdamW"):
                 began = time.perf_counter()

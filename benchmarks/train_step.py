@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     block_size: int
     batch_size: int
     steps: int  # in each turn: about a second
-    vocab_size: int = len(ALPHABET)
+    vocab_size: int = len(ALPHABET) + 1  # and end-of-text
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ def measure(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folde
         makers["nanoGPT"] = (nanogpt_steps, shape, folder, nanogpt)
     flops = flops_of(shape) * shape.steps * shape.batch_size * shape.block_size
     a, products = torch.randn(1024, 1024), round(flops / (2 * 1024**3))  # as much work in matrix products alone
-    with workers(makers, threads) as turns:
+    with workers(makers, threads, trainers=("ours",)) as turns:
         turns["torch.mm"] = times(products, lambda: torch.mm(a, a))
         taken = alternate(turns, rounds, shape.name)
     tokens = shape.steps * shape.batch_size * shape.block_size

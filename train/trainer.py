@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from nanogpt_hub.card import RunFacts, write_card
@@ -122,6 +123,7 @@ class Trainer:
         self.device = accelerator.device
         self.micro = micro_batch_size(config, self.world)
         optimizer = build_optimizer(gpt.to(self.device), config.optim)
+        self.trained = [p for p in gpt.parameters() if p.requires_grad]
         if config.activation_checkpointing:
             recompute_blocks(gpt)
         self.loss_of, self.optimizer = accelerator.prepare(LossOnly(gpt), optimizer)
@@ -234,9 +236,14 @@ class Trainer:
     def _clip(self, loss: float) -> float:
         """Clips the gradient and returns its norm; refuses to go on from a loss or gradient that is not finite."""
         clip = self.config.optim.grad_clip or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.loss_of.parameters(), clip))
-        scaled = self.accelerator.scaler is not None  # a loss scaler skips such a step by itself
-        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+        scaled = self.accelerator.scaler is not None
+        if scaled:
+            self.accelerator.unscale_gradients()
+        total = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        norm = float(total)
+        if norm > clip:
+            clip_grads_with_norm_(self.trained, clip, total)
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):  # a scaler skips such a step by itself
             raise TrainingError(
                 f"loss {loss}, gradient norm {norm} at step {self.progress.step}: stopped before the update. The last "
                 f"good weights are in {self.out}; try a lower learning rate, more warm-up, or --precision fp32"
