@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, overload
 
@@ -395,14 +394,18 @@ def draw(
     seen, total = None, logits.logsumexp(-1, keepdim=True)  # (B, 1)
     if config.repetition_penalty != 1:
         seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
-    known = None if seen is not None or alternatives else only_top_k(logits, config.top_k)
+    known = None if seen is not None else only_top_k(logits, config.top_k)  # (B, k)
     probs = filter_logits(logits if known is None else logits.gather(1, known), config, seen).softmax(-1)
     place = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
     ids = place if known is None else known.gather(1, place)
     columns = [column.flatten().tolist() for column in (ids, logits.gather(1, ids) - total, probs.gather(1, place))]
     if any(map(math.isnan, columns[1])):
         raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
-    return list(map(Drawn, *columns, likeliest(logits - total, probs, alternatives) if alternatives else repeat(())))
+    if not alternatives:
+        return list(map(Drawn, *columns))
+    if known is not None:
+        probs = torch.zeros_like(logits).scatter(1, known, probs)
+    return list(map(Drawn, *columns, likeliest(logits - total, probs, alternatives)))
 
 
 def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:

@@ -21,10 +21,12 @@ from nanogpt_hub.generate import (
     Row,
     SamplingConfig,
     StopText,
+    draw,
     encode_prompt,
     filter_logits,
     generate,
     generate_naive,
+    only_top_k,
     pick,
     sampler_stages,
     seen_tokens,
@@ -185,6 +187,25 @@ def test_pick_gives_each_token_its_share():
     uniform = torch.arange(1000)[:, None] / 1000
     shares = pick(probs.expand(1000, 6), uniform).bincount(minlength=6) / 1000
     torch.testing.assert_close(shares[None], probs, atol=0.002, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [dict(top_k=5), dict(top_k=40, temperature=1.3, top_p=0.9, min_p=0.05)])
+def test_a_large_vocabulary_is_narrowed_to_the_top_k_first(settings, monkeypatch):
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    logits[7, :9] = 50.0  # more than five tie
+    uniform, config = torch.rand(64, 1, generator=torch.Generator().manual_seed(1)), SamplingConfig(**settings)
+    assert only_top_k(logits[:7], config.top_k) is not None
+    assert only_top_k(logits[:8], 5) is None
+    for rows in (logits[:7], logits):
+        quick = draw(rows, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
+        with monkeypatch.context() as patch:
+            patch.setitem(draw.__globals__, "only_top_k", lambda logits, k: None)
+            plain = draw(rows, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
+        assert [d.id for d in quick] == [d.id for d in plain]
+        for a, b in zip(quick, plain, strict=True):
+            assert a[1:3] == pytest.approx(b[1:3])
+            assert [x.id for x in a.alternatives] == [x.id for x in b.alternatives]
+            assert [x.sampled_prob for x in a.alternatives] == pytest.approx([x.sampled_prob for x in b.alternatives])
 
 
 # ---- records ----
