@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: help install dev browser quickstart app test lint bench clean
+.PHONY: help install dev browser quickstart app test lint peers bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,8 +51,11 @@ lint: $(VENV)/.dev ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.dev ## the benchmarks, as tables
-	$(BIN)/python -m benchmarks
+peers: $(VENV)/.dev ## the programs that benchmarks compare with (one is compiled: minutes)
+	$(PIP) -r requirements-peers.txt
+
+bench: $(VENV)/.dev ## the benchmarks, as tables; with NANOGPT=DIR against that checkout, after `make peers` against more
+	$(BIN)/python -m benchmarks $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 clean: ## remove the environment and caches, never out/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from benchmarks.common import alternate, ratio, report
 from benchmarks.memory import process_peak
 from benchmarks.train_step import SHAPES, our_steps
@@ -48,10 +46,11 @@ def preparing(path: Path, tokenizer, rounds: int) -> list[dict]:
     runs = {"tiktoken": lambda: [encoding.encode_ordinary(piece) for piece in pieces], "ours": ours}
     taken = alternate(runs, rounds, "prepare")
     size = path.stat().st_size
+    rates = {name: size / MB / median(taken[name]) for name in runs}
     return [
-        {"preparing": name, "MB/s": size / MB / median(taken[name]), "part of tiktoken's rate": ratio(taken, "tiktoken", name)}
-        for name in runs
-    ]  # fmt: skip
+        {"preparing": name, "MB/s": rate, "part of tiktoken's rate": ratio(taken, "tiktoken", name)}
+        for name, rate in rates.items()
+    ]
 
 
 def peak(path: Path, tokenizer: Path) -> int:

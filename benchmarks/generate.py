@@ -8,7 +8,7 @@ with top-k 200 as nanoGPT's sample.py does, each in a process of its own. Peers 
 
 124m     one text, 128 tokens after a prompt of 16. The limit is that the bytes of all weights, and of the cache, must
          be read for each token, at the rate of a plain read measured in the same turns.
-small    one text of 500 tokens from one character, as sample.py writes, and ten at once where a program can.
+small    characters, one text and ten: the 500 tokens of sample.py, and a full context.
 batch    16 prompts at once against one after the other.
 context  milliseconds for a token after a short and after a long context.
 """
@@ -68,26 +68,38 @@ def repeat(work: Callable[[], object], times: int) -> Callable[[], None]:
     return lambda: [work() for _ in range(times)] and None
 
 
-def small_models(nanogpt: Path | None, rounds: int, threads: int, tokens: int = 500) -> list[dict]:
-    """Character models, each alone and ten texts at once."""
+def small_models(nanogpt: Path | None, rounds: int, threads: int) -> list[dict]:
+    """Character models: the 500 tokens of sample.py against nanoGPT, a full context against transformers."""
     rows = []
     for shape, sizes in SMALL.items():
         with tempfile.TemporaryDirectory() as name:
             folder = random_folder(Path(name) / "model", **sizes)
-            makers: dict[str, tuple] = {"ours": (Ours, folder)}
             if nanogpt:
-                makers["nanoGPT"] = (NanoGPT, folder, nanogpt)
-            if installed("transformers"):  # whose context cannot slide: it gets room for all
-                makers["transformers"] = (Transformers, folder, tokens + 1)
-            with workers(makers, threads) as programs:
-                runs = {(name, 1): lambda work=work: work([[0]], tokens) for name, work in programs.items()}
-                runs |= {(name, 10): lambda work=work: work([[0]] * 10, tokens) for name, work in programs.items()}
-                taken = alternate(runs, rounds, shape)
-        for name, texts in runs:
-            rows.append({"model": shape, "texts at once": texts, "program": name,
-                         "ms for a token of one text": 1e3 * median(taken[name, texts]) / tokens / texts,
-                         "ours is faster by": ratio(taken, (name, texts), ("ours", texts))})  # fmt: skip
+                rows += small_model(shape, folder, "nanoGPT", (NanoGPT, folder, nanogpt), 500, rounds, threads)
+            if installed("transformers"):
+                peer, tokens = (Transformers, folder), sizes["block_size"] - 1
+                rows += small_model(shape, folder, "transformers", peer, tokens, rounds, threads)
     return rows
+
+
+def small_model(
+    shape: str, folder: Path, peer: str, maker: tuple, tokens: int, rounds: int, threads: int
+) -> list[dict]:
+    """One text, and ten: at once where a program can (nanoGPT's sample.py writes one after the other)."""
+    with workers({"ours": (Ours, folder), peer: maker}, threads) as programs:
+        runs = {(name, 1): lambda work=work: work([[0]], tokens) for name, work in programs.items()}
+        runs |= {(name, 10): lambda work=work: work([[0]] * 10, tokens) for name, work in programs.items()}
+        if peer == "nanoGPT":
+            del runs[peer, 10]
+        taken = alternate(runs, rounds, shape)
+    if peer == "nanoGPT":
+        taken[peer, 10] = [10 * seconds for seconds in taken[peer, 1]]
+    return [
+        {"model": shape, "tokens each": tokens, "texts": texts, "program": name,
+         "ms for a token of one text": 1e3 * median(taken[name, texts]) / tokens / texts,
+         "ours is faster by": ratio(taken, (name, texts), ("ours", texts))}
+        for texts in (1, 10) for name in ("ours", peer)
+    ]  # fmt: skip
 
 
 def batch(rounds: int, threads: int, prompts: int = 16, tokens: int = 32) -> list[dict]:

@@ -74,15 +74,11 @@ class NanoGPT:
 class Transformers:
     """generate() with its cache."""
 
-    def __init__(self, folder: Path, n_positions: int = 0):
+    def __init__(self, folder: Path):
         import transformers
 
         transformers.logging.set_verbosity_error()
-        config = transformers.AutoConfig.from_pretrained(folder)
-        longer = n_positions > config.n_positions  # it cannot go on past its table of positions
-        config.n_positions = max(n_positions, config.n_positions)
-        kind = transformers.AutoModelForCausalLM
-        self.model = kind.from_config(config).eval() if longer else kind.from_pretrained(folder).eval()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
     def __call__(self, prompts: Prompts, n: int) -> None:
         idx = torch.tensor(prompts)

@@ -5,6 +5,8 @@
 DIR is a checkout of https://github.com/karpathy/nanoGPT; without it only our figures are shown. Each has a process of
 its own, because the trainer changes how its process allocates memory, and they take turns. A step is all of it: reading
 the batch, forward, backward, clipping, AdamW. The limit is the machine's rate of torch.mm, of which each uses a part.
+
+Where there is a CUDA device the step is that of nanoGPT's bench.py: 124M, batch 12, bfloat16, compiled, on both sides.
 """
 
 import argparse
@@ -54,6 +56,7 @@ SHAPES = [
     Shape(6, 6, 384, 256, 8, steps=2),
     Shape(12, 12, 768, 1024, 1, steps=1, vocab_size=50304),
 ]
+SHAPES_CUDA = [Shape(12, 12, 768, 1024, 12, steps=20, vocab_size=50304)]
 
 
 def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
@@ -63,7 +66,7 @@ def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
     model = {name: getattr(shape, name) for name in SIZES}
     model |= {"preset": "gpt2", "activation": "gelu", "attn_bias": "false", "mlp_bias": "false", "norm_bias": "false"}
     flags = [f"--model.{name}={value}" for name, value in model.items()]
-    flags += ["--optim.name=adamw", "--optim.learning_rate=1e-3", "--data.tokenizer=char", "--device=cpu"]
+    flags += ["--optim.name=adamw", "--optim.learning_rate=1e-3", "--data.tokenizer=char"]
     flags += [f"--batch_size={shape.batch_size}", f"--data.source={text}", f"--data.cache_dir={folder}"]
     config, parsed = parse(make_parser("train_step", ""), [*flags, f"--out_dir={folder / 'out'}"])
     accelerator, _ = make_accelerator(config)
@@ -77,17 +80,24 @@ def times(n: int, step: Callable[[], object]) -> Callable[[], None]:
     def steps() -> None:
         for _ in range(n):
             step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     return steps
 
 
 def nanogpt_steps(shape: Shape, folder: Path, checkout: Path) -> Callable[[], None]:
-    """Steps as in the loop of nanoGPT's train.py on a CPU, its model and its optimizer, reading a memory map."""
+    """Steps as in the loop of nanoGPT's train.py, its model and its optimizer, reading a memory map."""
     module = nanogpt_module(checkout)
     B, T = shape.batch_size, shape.block_size
     sizes = {name: getattr(shape, name) for name in SIZES}
     model = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False))
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        model = torch.compile(model)
     path = folder / "train.bin"
     np.random.default_rng(0).integers(len(ALPHABET), size=300_000, dtype=np.uint16).tofile(path)
 
@@ -95,10 +105,12 @@ def nanogpt_steps(shape: Shape, folder: Path, checkout: Path) -> Callable[[], No
         data = np.memmap(path, dtype=np.uint16, mode="r")
         starts = torch.randint(len(data) - T, (B,))
         x, y = ([torch.from_numpy(data[s + n : s + n + T].astype(np.int64)) for s in starts] for n in (0, 1))
-        return torch.stack(x), torch.stack(y)
+        both = torch.stack(x), torch.stack(y)
+        return both if device == "cpu" else [t.pin_memory().to(device, non_blocking=True) for t in both]
 
     def step():
-        _, loss = model(*batch())
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            _, loss = model(*batch())
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -113,7 +125,10 @@ def measure(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folde
     if nanogpt:
         makers["nanoGPT"] = (nanogpt_steps, shape, folder, nanogpt)
     flops = flops_of(shape) * shape.steps * shape.batch_size * shape.block_size
-    a, products = torch.randn(1024, 1024), round(flops / (2 * 1024**3))  # as much work in matrix products alone
+    cuda = torch.cuda.is_available()
+    n = 8192 if cuda else 1024
+    a = torch.randn(n, n, dtype=torch.bfloat16, device="cuda") if cuda else torch.randn(n, n)
+    products = max(1, round(flops / (2 * n**3)))  # as much work in matrix products alone
     with workers(makers, threads, trainers=("ours",)) as turns:
         turns["torch.mm"] = times(products, lambda: torch.mm(a, a))
         taken = alternate(turns, rounds, shape.name)
@@ -141,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
-    for shape in SHAPES:
+    for shape in SHAPES_CUDA if torch.cuda.is_available() else SHAPES:
         with tempfile.TemporaryDirectory() as folder:  # a run's text is its own
             rows.append(measure(shape, args.nanogpt, args.rounds, args.threads, Path(folder)))
     report("train_step", rows)
