@@ -150,8 +150,8 @@ def secret(token: gr.OAuthToken | None) -> str | None:
 FIELDS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 
 
-def sampling_fields(page: Page) -> list[gr.components.Component]:
-    """The controls of `FIELDS`, in that order."""
+def sampling_fields(page: Page) -> tuple[list[gr.components.Component], gr.Checkbox]:
+    """The controls of `FIELDS`, in that order, and the choice of weights of 8 bits."""
     n = gr.Slider(
         1, page.limits.new_tokens, 160, step=1, label="New tokens", info="how much to write", elem_id="tokens"
     )
@@ -179,7 +179,12 @@ def sampling_fields(page: Page) -> list[gr.components.Component]:
         stop = gr.Textbox(
             "", lines=2, label="Stop strings", info="one a line; the text ends before the first that comes up"
         )
-    return [n, temperature, top_k, top_p, min_p, penalty, seed, stop]
+        int8 = gr.Checkbox(
+            False, label="Weights of 8 bits", elem_id="int8", visible=page.playground.device == "cpu",
+            info="large models write about twice as fast on a CPU, and the text may differ slightly; "
+            "small ones gain nothing",
+        )  # fmt: skip
+    return [n, temperature, top_k, top_p, min_p, penalty, seed, stop], int8
 
 
 def generate_tab(page: Page) -> SimpleNamespace:
@@ -198,25 +203,25 @@ def generate_tab(page: Page) -> SimpleNamespace:
                 generate = gr.Button("Generate", variant="primary", min_width=90, elem_id="generate")
                 stop = gr.Button("Stop", min_width=70, elem_id="stop")
                 more = gr.Button("Continue", min_width=90, elem_id="continue")
-            fields = sampling_fields(page)
+            fields, int8 = sampling_fields(page)
         with gr.Column(scale=3, min_width=280):
             status = gr.Markdown("", elem_id="status")
             tokens = view("tokens", elem_id="output")
             extras = take_along()
-    parts = SimpleNamespace(prompt=prompt, fields=fields, status=status, tokens=tokens, extras=extras)
+    parts = SimpleNamespace(prompt=prompt, int8=int8, fields=fields, status=status, tokens=tokens, extras=extras)
     shown = [page.writing, tokens, status]
     options = dict(turn=MODEL, show_progress_on=status)
 
-    def run(place: Resolved, prompt: str, *values) -> Iterator[tuple]:
+    def run(place: Resolved, prompt: str, int8: bool, *values) -> Iterator[tuple]:
         settings = page.playground.settings(place, **dict(zip(FIELDS, values, strict=True)))
-        for writing in page.playground.write(place, prompt or "", settings):
+        for writing in page.playground.write(place, prompt or "", settings, int8):
             yield writing, writing.view(), writing.status()
 
     def go_on(writing: Writing | None, prompt: str) -> str:
         """What was written becomes part of the prompt; of a long one the end, which is all that counts."""
         return ((writing.prompt + writing.text) if writing else (prompt or ""))[-page.limits.prompt_chars :]
 
-    inputs = [page.place, prompt, *fields]
+    inputs = [page.place, prompt, int8, *fields]
     started = [page.on(functools.partial(gr.on, [generate.click, prompt.submit]), run, inputs, shown, **options)]
     finish = functools.partial(wire_extras, page, extras)
     finish(started[0].then)
@@ -560,13 +565,15 @@ def model_update(
     playground = page.playground
     given = {name: query[name] for name in ("prompt", *FIELDS) if name in query}
     prompt = given.pop("prompt", playground.example_prompt(place))
+    int8 = bool(number("int8", query.get("int8", "0")))
     settings = playground.settings(place, **{k: v if k == "stop" else number(k, v) for k, v in given.items()})
     named = zip(sliders, FIELDS[:-2], strict=True)  # seed and stop are no sliders
     values = [fitted(slider, getattr(settings, name) or 0) for slider, name in named]
     seed = settings.seed if "seed" in given else None
     revision = gr.Dropdown(playground.revisions(place, token), value=place.revision)
     shown = [playground.name_of(place), revision, playground.chips(place)]
-    return [place, *shown, prompt, *values, seed, "\n".join(settings.stop)]
+    box = gr.Checkbox(int8, visible=int8 or playground.device == "cpu")  # a link ticks it anywhere
+    return [place, *shown, prompt, box, *values, seed, "\n".join(settings.stop)]
 
 
 def fitted(slider: gr.Slider, value: float) -> Any:
@@ -586,7 +593,7 @@ def number(name: str, text: str) -> float:
 def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step: Callable) -> None:
     """What happens when the page opens, on Load, and on the Training tab's button."""
     playground = page.playground
-    loaded = [page.place, bar.name, bar.revision, bar.chips, tab.prompt, *tab.fields]
+    loaded = [page.place, bar.name, bar.revision, bar.chips, tab.prompt, tab.int8, *tab.fields]
     wanted = gr.State(False)  # a link asks for its text, where other visits begin with the example
     update = functools.partial(model_update, page, tab.fields[:-2])
 
@@ -614,7 +621,7 @@ def wire_model(page: Page, bar: SimpleNamespace, tab: SimpleNamespace, use_step:
             yield writing, writing.view(), writing.status()
 
     outputs, options = [*loaded, wanted], dict(turn=LOAD, show_progress_on=bar.chips)
-    inputs = [wanted, page.place, tab.prompt, *tab.fields]
+    inputs = [wanted, page.place, tab.prompt, tab.int8, *tab.fields]
     for event in (
         page.on(page.blocks.load, open_page, None, outputs, **options),
         page.on(bar.load.click, load, [bar.name, bar.revision], outputs, **options),

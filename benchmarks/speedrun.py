@@ -7,7 +7,7 @@ same depth, width and context. nanoGPT's clock runs from the line before its fir
 whose validation loss (a mean over 240 random windows) is the one to reach; ours counts training and evaluation from the
 first step on, to the first evaluation (over the whole validation split) with that loss.
 
---gpu takes nanoGPT's config/train_shakespeare_char.py as it is, the best of its losses and the time when it came, against
+--gpu takes nanoGPT's config/train_shakespeare_char.py as it is, the best of its losses and when it came, against
 configs/shakespeare_speedrun.yaml; compiling counts on both sides.
 """
 

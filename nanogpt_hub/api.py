@@ -19,17 +19,19 @@ class Api:
         self, prompt: str = "", model: str = "", revision: str = "", max_new_tokens: int = 160,
         temperature: float = 0.8, top_k: int = 200, top_p: float = 1.0, min_p: float = 0.0,
         repetition_penalty: float = 1.0, seed: int | None = None, stop: list[str] | None = None,
+        int8: bool = False,
     ) -> Iterator[dict]:  # fmt: skip
         """Continue a prompt. Streams objects with text, tokens, seed and finish (null until the last one).
 
         model: a name on the Hugging Face Hub; empty for the app's own. revision: branch, tag or commit.
         max_new_tokens: how many tokens to write. temperature: 0 for greedy. top_k: 0 for all tokens. seed: the same
         seed gives the same text; null draws one. stop: the text ends before the first of these strings.
+        int8: weights of 8 bits, faster for large models on a CPU.
         """
         place = self.playground.find(model, revision)
         asked = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         asked |= dict(repetition_penalty=repetition_penalty, seed=seed, stop=stop)
-        for writing in self.playground.write(place, prompt, self.playground.settings(place, **asked)):
+        for writing in self.playground.write(place, prompt, self.playground.settings(place, **asked), int8):
             yield {
                 "text": writing.text,
                 "tokens": len(writing.tokens),

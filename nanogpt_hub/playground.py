@@ -49,6 +49,7 @@ class Writing:
     tokens: tuple[Token, ...] = ()
     seconds: float = 0.0
     note: str = ""  # what was done to the prompt
+    int8: bool = False  # with weights of 8 bits
 
     @property
     def text(self) -> str:
@@ -62,7 +63,7 @@ class Writing:
     def view(self, mark: int | None = None) -> dict:
         """For the token view: each token's text, probability, and what could have come instead."""
         return {
-            "run": f"{self.settings.seed}-{hash((self.prompt, self.settings, self.place))}",
+            "run": f"{self.settings.seed}-{hash((self.prompt, self.settings, self.place, self.int8))}",
             "prompt": self.prompt,
             "tokens": [self._token_view(token) for token in self.tokens],
             "done": self.finish is not None,
@@ -105,6 +106,7 @@ class Writing:
             "text": self.text,
             "finish": self.finish,
             "settings": asdict(self.settings),
+            "int8": self.int8,
             "tokens": [
                 {
                     "id": token.id,
@@ -155,32 +157,35 @@ class Playground(Shelf):
         self.limits.check("stop", sum(map(len, config.stop)), 400, " characters")
         return replace(config, max_seconds=self.limits.seconds).seeded()
 
-    def write(self, place: Resolved, prompt: str, config: SamplingConfig) -> Iterator[Writing]:
+    def write(self, place: Resolved, prompt: str, config: SamplingConfig, int8: bool = False) -> Iterator[Writing]:
         """What follows the prompt, as it grows: at most `UPDATES_PER_SECOND`, and always the finished one.
 
-        Closing the iterator ends the work at the next token.
+        int8: with weights of 8 bits, on the CPU whatever the device is. Closing the iterator ends the work at the next
+        token.
         """
         loaded = self.load(place)
         self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
         ids = encode_prompt(loaded.tokenizer, prompt)
         unseen = len(ids) > loaded.model.config.block_size
         note = f"the model saw only the end of the prompt's {len(ids)} tokens" if unseen else ""
-        large = loaded.model.num_params() >= SMALL_MODEL
-        stream = self._stream_borrowed if self._stream_borrowed and large else self._stream
+        borrows = self._stream_borrowed and not int8 and loaded.model.num_params() >= SMALL_MODEL
+        stream = self._stream_borrowed(place, ids, config) if borrows else self._stream(place, ids, config, None, int8)
         tokens: list[Token] = []
         started = time.monotonic()
-        for new in stream(place, ids, config):
+        for new in stream:
             tokens += new
-            yield Writing(place, prompt, config, loaded.tokenizer, tuple(tokens), time.monotonic() - started, note)
+            seconds = time.monotonic() - started
+            yield Writing(place, prompt, config, loaded.tokenizer, tuple(tokens), seconds, note, int8)
 
     def _stream(
-        self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None
+        self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None, int8: bool = False
     ) -> Iterator[list[Token]]:
         """The new tokens since the last update. Takes and gives what can travel to another process."""
-        loaded = self.load(place, device)
+        loaded = self.load(place, "cpu" if int8 else device)
+        model = self.load_int8(place) if int8 else loaded.model
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
-        for token in stream_tokens(loaded.model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES):
+        for token in stream_tokens(model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES):
             new.append(token)
             now = time.monotonic()
             if token.finish or now - shown >= 1 / UPDATES_PER_SECOND:
@@ -340,16 +345,19 @@ class Playground(Shelf):
             if name in ("max_new_tokens", "temperature") or getattr(s, name) != getattr(defaults, name):
                 query[name] = getattr(s, name)
         query |= {"stop": "\n".join(s.stop)} if s.stop else {}
+        query |= {"int8": 1} if writing.int8 else {}
         return f"{base}?{urlencode({name: value for name, value in query.items() if value not in ('', None)})}"
 
     def snippet(self, writing: Writing) -> str:
         """The same text again, in Python."""
         place = writing.place
         where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
+        also = "from nanogpt_hub.quantize import quantize_int8\n" if writing.int8 else ""
+        model = "quantize_int8(model)" if writing.int8 else "model"
         return (
-            "from nanogpt_hub import from_pretrained, generate\n\n"
+            f"from nanogpt_hub import from_pretrained, generate\n{also}\n"
             f"model, tokenizer = from_pretrained({where!r})\n"
-            f"result = generate(model, tokenizer, {writing.prompt!r}, {arguments(writing.settings)})\n"
+            f"result = generate({model}, tokenizer, {writing.prompt!r}, {arguments(writing.settings)})\n"
             "print(result.text)\n"
         )
 
@@ -361,7 +369,7 @@ class Playground(Shelf):
             "from gradio_client import Client\n\n"
             f"client = Client({base!r})\n"
             f"result = client.predict(\n    prompt={writing.prompt!r},\n    model={self.name_of(place)!r}{revision},\n"
-            f"    {arguments(writing.settings)},\n"
+            f"    {arguments(writing.settings)}{', int8=True' if writing.int8 else ''},\n"
             '    api_name="/generate",\n)\n'
             'print(result["text"])\n'
         )

@@ -22,11 +22,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from torch import nn
 
 from nanogpt_hub.checkpoint import load_model, weight_files
 from nanogpt_hub.generate import SamplingConfig
 from nanogpt_hub.hub import HubError, Resolved, chain, resolve, split_name
 from nanogpt_hub.model import GPT
+from nanogpt_hub.quantize import quantize_int8
 from nanogpt_hub.tiny import make_tiny
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -76,7 +78,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Loaded:
-    """A model in memory. Nothing changes it, so that all visitors share it."""
+    """A model in memory. Nothing changes its weights, so that all visitors share it."""
 
     place: Resolved
     model: GPT
@@ -84,6 +86,8 @@ class Loaded:
     defaults: SamplingConfig
     n_bytes: int
     notes: dict = field(default_factory=dict)  # results that are asked for again and again, by what was asked
+    int8: GPT | None = None  # its copy for `Shelf.load_int8`, made under the lock
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class ModelCache:
@@ -122,6 +126,14 @@ class ModelCache:
                 self._models[key] = loaded
                 self._gates = {k: g for k, g in self._gates.items() if k in self._models or g.locked()}
         return loaded
+
+    def grow(self, loaded: Loaded, n_bytes: int) -> None:
+        """Counts `n_bytes` more for a model in use; the others that were used longest ago make room for them."""
+        with self._lock:
+            loaded.n_bytes += n_bytes
+            for key in [key for key, other in self._models.items() if other is not loaded]:
+                if self.n_bytes > self.max_bytes:
+                    del self._models[key]
 
     def _make_room(self, n_bytes: int) -> None:
         while self._models and self.n_bytes + n_bytes > self.max_bytes:
@@ -289,6 +301,16 @@ class Shelf:
             raise LimitError(f"{place} has no tokenizer.json, so no text can be given to it here")
         n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         return Loaded(place, model, tokenizer, SamplingConfig.from_folder(place.folder), n_bytes)
+
+    def load_int8(self, place: Resolved) -> GPT:
+        """The model on the CPU with weights of 8 bits: made once for all visitors, kept as long as the model itself."""
+        loaded = self.load(place, "cpu")
+        with loaded.lock:
+            if loaded.int8 is None:
+                loaded.int8 = quantize_int8(loaded.model)
+                linear = [module for module in loaded.model.modules() if isinstance(module, nn.Linear)]
+                self.cache.grow(loaded, sum(module.weight.numel() for module in linear))  # a byte each, the rest shared
+        return loaded.int8
 
     def name_of(self, place: Resolved) -> str:
         """The name by which `find` finds the same again."""

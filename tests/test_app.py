@@ -21,6 +21,7 @@ from test_playground import files_of, make_model
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.generate import generate
 from nanogpt_hub.playground import Playground
+from nanogpt_hub.quantize import quantize_int8
 from nanogpt_hub.shelf import Limits
 from nanogpt_hub.space import collect_space
 
@@ -66,6 +67,7 @@ def test_only_what_is_meant_for_programs_is_listed(client):
     assert set(listed) == {"/generate", "/next_tokens", "/score", "/info"}
     names = [parameter["parameter_name"] for parameter in listed["/generate"]["parameters"]]
     assert names[:3] == ["prompt", "model", "revision"]
+    assert names[-1] == "int8"
 
 
 def test_generate_streams_what_generate_gives(client, folder):
@@ -76,13 +78,30 @@ def test_generate_streams_what_generate_gives(client, folder):
     assert all(updates[-1]["text"].startswith(update["text"]) for update in updates)
 
 
-def test_the_client_snippet_gives_the_same_again(served, client):
+def test_generate_with_weights_of_8_bits(client, folder):
+    model, tokenizer = load_model(folder)
+    asked = dict(seed=3, max_new_tokens=150, temperature=0.7, top_k=5)
+    got = client.predict(prompt="To be", int8=True, **asked, api_name="/generate")
+    assert got["text"] == generate(quantize_int8(model), tokenizer, "To be", **asked).text
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_client_snippet_gives_the_same_again(served, client, int8):
     playground, url = served
     place = playground.find()
-    *_, writing = playground.write(place, "To be\n", playground.settings(place, seed=5, stop="zz"))
+    *_, writing = playground.write(place, "To be\n", playground.settings(place, seed=5, stop="zz"), int8)
     namespace: dict = {}
-    exec(playground.client_snippet(writing, url), namespace)
+    snippet = playground.client_snippet(writing, url)
+    exec(snippet, namespace)
     assert namespace["result"]["text"] == writing.text
+    assert ("int8=True" in snippet) == int8
+
+
+def test_weights_of_8_bits_are_offered_where_models_run_on_a_cpu(app, folder):
+    for device, offered in (("cpu", True), ("cuda", False)):
+        blocks = app.create_app(Playground(str(folder), device=device))
+        (box,) = [block for block in blocks.blocks.values() if block.elem_id == "int8"]
+        assert (box.visible, box.value) == (offered, False)
 
 
 def test_other_endpoints(client, folder):
@@ -123,7 +142,7 @@ def test_refusals_are_sentences_and_leave_everything_as_it_was(client, folder, h
 def test_what_the_page_hides_gives_programs_nothing(served):
     """Private endpoints can be called by who knows their names, but not with a model or a text of one's own."""
     url = f"{served[1]}gradio_api/call/run"
-    data = {"data": [None, "T" * 3000, 10**6, 1, 0, 1, 0, 1, None, ""]}
+    data = {"data": [None, "T" * 3000, False, 10**6, 1, 0, 1, 0, 1, None, ""]}
     request = urllib.request.Request(url, json.dumps(data).encode(), {"Content-Type": "application/json"})
     event = json.load(urllib.request.urlopen(request))["event_id"]
     answer = urllib.request.urlopen(f"{url}/{event}").read().decode()

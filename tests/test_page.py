@@ -136,6 +136,30 @@ def test_write_click_a_token_and_open_the_link_again(page):
     playwright.expect(page.locator("#prompt textarea")).to_have_value("be, or" + text)
 
 
+def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
+    asked, original = [], Playground.load_int8
+    monkeypatch.setattr(Playground, "load_int8", lambda *args: (asked.append(args), original(*args))[1])
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Weights of 8 bits").check()
+    set_slider(page, "#tokens", 61)
+    page.locator("#generate").click()
+    playwright.expect(page.locator("#status")).to_contain_text("61 tokens")
+    ready(page)
+    text = written(page)
+    page.get_by_text("Take it with you").click()
+    link = page.locator("#link textarea, #link input").first
+    playwright.expect(link).to_have_value(re.compile("int8=1$"))
+    page.goto(link.input_value())
+    playwright.expect(page.locator("#status")).to_contain_text("61 tokens")
+    ready(page)
+    assert written(page) == text
+    assert len(asked) == 2
+    page.get_by_text("More", exact=True).click()
+    playwright.expect(page.get_by_label("Weights of 8 bits")).to_be_checked()
+    page.goto(f"{served}?int8=abc")
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc' in this link")
+
+
 def test_stop_in_the_middle(page, monkeypatch):
     original = Playground._stream
 

@@ -14,6 +14,7 @@ from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub import HubError, Resolved
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.playground import Playground, explain
+from nanogpt_hub.quantize import quantize_int8
 from nanogpt_hub.runs import MAX_POINTS, find_runs, read_run, run_of
 from nanogpt_hub.shelf import LimitError, Limits, ModelCache
 from nanogpt_hub.tiny import make_tiny
@@ -225,6 +226,34 @@ def test_all_who_wait_share_one_load():
     assert len(set(map(id, results))) == 1
 
 
+def test_the_copy_of_8_bits_is_made_once_and_counts(tmp_path, monkeypatch):
+    made, copies = [], []
+
+    def slowly(model):
+        made.append(model)
+        time.sleep(0.1)
+        return quantize_int8(model)
+
+    monkeypatch.setattr("nanogpt_hub.shelf.quantize_int8", slowly)
+    folders = [make_model(tmp_path / str(n), seed=n) for n in range(2)]
+    shelf = Playground(str(folders[0]), any_folder=True)
+    a, b = (shelf.find(str(folder)) for folder in folders)
+    other, loaded = shelf.load(a), shelf.load(b)
+    plain = loaded.n_bytes
+    shelf.cache.max_bytes = shelf.cache.n_bytes + 100
+    threads = [threading.Thread(target=lambda: copies.append(shelf.load_int8(b))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [loaded.model]
+    assert len(set(map(id, copies))) == 1
+    assert plain < loaded.n_bytes < plain * 1.5
+    assert shelf.cache.n_bytes == loaded.n_bytes, "the other model made room"
+    assert shelf.load(b) is loaded
+    assert shelf.load(a) is not other
+
+
 def test_a_load_that_fails_leaves_the_others(playground, place, tmp_path):
     loaded = playground.load(place)
     broken = make_model(tmp_path / "broken")
@@ -247,6 +276,27 @@ def test_writing_is_what_generate_gives(playground, place):
     assert "".join(token["t"] for token in view["tokens"]) == last.text
     assert all(len(token["alts"]) == 8 and 0 <= token["p"] <= 1 for token in view["tokens"])
     assert json.loads(last.as_json())["text"] == last.text
+
+
+def test_weights_of_8_bits_write_what_generate_gives(playground, place):
+    loaded, config = playground.load(place), playground.settings(place, max_new_tokens=20, seed=3)
+    *_, last = playground.write(place, "To be", config, int8=True)
+    ids, small = loaded.tokenizer.encode("To be"), quantize_int8(loaded.model)
+    assert last.tokens == tuple(stream_tokens(small, loaded.tokenizer, [ids], config, alternatives=8))
+    assert json.loads(last.as_json())["int8"] is True
+    *_, plain = playground.write(place, "To be", config)
+    assert json.loads(plain.as_json())["int8"] is False
+    assert last.view()["run"] != plain.view()["run"]
+
+
+def test_weights_of_8_bits_stay_on_the_cpu(playground, place, folder, monkeypatch):
+    """Whatever the device is, and though a GPU could be borrowed."""
+    monkeypatch.setattr("nanogpt_hub.playground.SMALL_MODEL", 0)
+    elsewhere = Playground(str(folder), device="meta", borrow=lambda function: pytest.fail)
+    config = playground.settings(place, max_new_tokens=20, seed=3)
+    *_, there = elsewhere.write(place, "To be", config, int8=True)
+    *_, here = playground.write(place, "To be", config, int8=True)
+    assert there.tokens == here.tokens
 
 
 def test_updates_are_few_and_the_last_is_complete(playground, place, monkeypatch):
@@ -276,18 +326,23 @@ def test_closing_ends_the_work(playground, place, monkeypatch):
     assert len(steps) == 1
 
 
-def test_link_and_snippet_give_the_same_again(playground, place):
-    written = write(playground, place, "be or\nnot", top_k=5, top_p=0.9, stop="zz\nqq", seed=11)[-1]
+@pytest.mark.parametrize("int8", [False, True])
+def test_link_and_snippet_give_the_same_again(playground, place, int8):
+    config = playground.settings(place, max_new_tokens=20, top_k=5, top_p=0.9, stop="zz\nqq", seed=11)
+    *_, written = playground.write(place, "be or\nnot", config, int8)
     query = {
         name: values[0] for name, values in parse_qs(urlsplit(playground.link(written, "http://x/")).query).items()
     }
     assert query.pop("repo") == place.folder.as_posix()
     prompt, stop = query.pop("prompt"), query.pop("stop")
-    asked = {name: float(value) for name, value in query.items()}
-    assert write(playground, place, prompt, stop=stop, **asked)[-1].text == written.text
+    assert query.pop("int8", None) == ("1" if int8 else None)
+    again = playground.settings(place, stop=stop, **{name: float(value) for name, value in query.items()})
+    *_, same = playground.write(place, prompt, again, int8)
+    assert same.tokens == written.tokens
     namespace: dict = {}
     exec(playground.snippet(written), namespace)
     assert namespace["result"].text == written.text
+    assert ("quantize_int8" in namespace) == int8
 
 
 def test_a_large_model_writes_where_the_gpu_is(playground, folder, monkeypatch):
