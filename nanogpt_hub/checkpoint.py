@@ -7,13 +7,15 @@ Safetensors and JSON only: nothing in a folder is ever unpickled or executed, wh
 refused in one sentence (`CheckpointError`) before any memory is taken for it.
 """
 
-import contextlib
+import ctypes
 import json
 import math
-import mmap
 import os
 import re
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ WEIGHT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of the dtypes that are loaded
 BUFFER_BYTES = {**WEIGHT_BYTES, "BOOL": 1, "U8": 1}  # of those that masks may have, which are skipped
 MAX_HEADER = 16 * 2**20  # bytes; a thousand layers fit many times
 MAX_JSON = 16 * 2**20
+LARGE_PAGE, MADV_COLLAPSE = 2**21, 25  # bytes; of Linux's mman.h
 
 
 class CheckpointError(ValueError):
@@ -318,8 +321,8 @@ def _assemble(config: GPTConfig, tensors: dict[str, Tensor], device: torch.devic
     model, state = empty_model(config), state_from_hf(config, tensors)
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
-    size = sum(t.numel() for t in state.values()) * dtype.itemsize
-    room = _large_pages(size, dtype) if device.type == "cpu" else torch.empty(0)
+    size = sum(t.numel() for t in state.values())
+    room = block = torch.empty(size if device.type == "cpu" else 0, dtype=dtype)
     for name, tensor in state.items():
         if device.type == "cpu":
             place, room = room.split((tensor.numel(), len(room) - tensor.numel()))
@@ -328,20 +331,33 @@ def _assemble(config: GPTConfig, tensors: dict[str, Tensor], device: torch.devic
             state[name] = tensor.to(device, dtype, copy=True).contiguous()
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["wte.weight"]
+    _into_large_pages(block)
     model.load_state_dict(state, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.wte.weight
     return model.eval()
 
 
-def _large_pages(n_bytes: int, dtype: torch.dtype) -> Tensor:
-    """Memory in pages of 2 MB where the system has them: weights, which every token reads, are then read faster."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(n_bytes // dtype.itemsize, dtype=dtype)
-    block = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without them
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(block, dtype=dtype, count=n_bytes // dtype.itemsize)
+def _into_large_pages(block: Tensor) -> None:
+    """Has Linux move a block into pages of 2 MB: weights, which every token reads, are then read some 5 % faster.
+
+    In the background and a page at a time, since that takes milliseconds for each, in which the process may have to
+    wait. Elsewhere, and where the system will not, nothing happens.
+    """
+    first = -(-block.data_ptr() // LARGE_PAGE)
+    pages = range(first, (block.data_ptr() + block.nbytes) // LARGE_PAGE)
+    if sys.platform != "linux" or len(pages) < 8:
+        return
+    madvise = ctypes.CDLL(None).madvise
+
+    def move(block: Tensor) -> None:  # holds the block, so that its memory stays its own
+        time.sleep(0.5)  # the first token goes first
+        for page in pages:
+            if madvise(ctypes.c_void_p(page * LARGE_PAGE), ctypes.c_size_t(LARGE_PAGE), MADV_COLLAPSE):
+                return
+            time.sleep(0.005)
+
+    threading.Thread(target=move, args=(block,), daemon=True).start()
 
 
 def _check_vocabulary(config: GPTConfig, tokenizer: Tokenizer | None) -> None:

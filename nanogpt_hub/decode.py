@@ -11,7 +11,6 @@ Shape legend: that of model.py, and T = 1.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,7 +38,7 @@ class Decoder:
     def __init__(self, model: GPT, cache: KVCache):
         self.model, self.cache, self.config = model, cache, model.config
         self.ln_emb = norm(model.ln_emb, self.config) if self.config.embd_norm else nn.Identity()
-        self.ln_f = norm(model.ln_f, self.config)
+        self.ln_f, self.lm_head = norm(model.ln_f, self.config), linear(model.lm_head)
         self.layers = [
             Layer(norm(b.ln_1, self.config), linear(b.attn.c_attn), linear(b.attn.c_proj),
                   norm(b.ln_2, self.config), feed_forward(b.mlp))
@@ -52,20 +51,26 @@ class Decoder:
     def hidden(self, idx: Tensor) -> Tensor:
         """The residual stream (B, T, C) after the last norm for idx (B, T), which continue what the cache has seen.
 
-        Several tokens, and rows that stand at different places, go through the model itself. Raises ValueError when
-        the tokens, the cached ones included, exceed block_size.
+        Several tokens at once go through the model itself. Raises ValueError when the tokens, the cached ones included,
+        exceed block_size.
         """
-        cfg, cache, at = self.config, self.cache, self.cache.lengths[0]
-        if idx.size(1) > 1 or at == cache.k.size(3) or cache.lengths.count(at) < len(cache.lengths):
+        cfg, cache, lengths = self.config, self.cache, self.cache.lengths
+        B, S = idx.size(0), max(lengths) + 1
+        if idx.size(1) > 1 or S > cache.k.size(3):
             return self.model.hidden(idx, cache)
-        B, H, G, D = idx.size(0), cfg.n_head, cfg.kv_heads, cfg.head_dim
+        H, G, D = cfg.n_head, cfg.kv_heads, cfg.head_dim
+        if uniform := min(lengths) == max(lengths):
+            place, mask = lengths[0], None
+            k_new, v_new = cache.k.select(3, place).unbind(), cache.v.select(3, place).unbind()  # each (B, G, D)
+        else:
+            rows, place = torch.arange(B, device=idx.device), torch.tensor(lengths, device=idx.device)  # (B,)
+            mask = (torch.arange(S, device=idx.device) <= place[:, None])[:, None, None]  # (B, 1, 1, S)
+        k_seen, v_seen = cache.k[..., :S, :].unbind(), cache.v[..., :S, :].unbind()  # each (B, G, S, D)
         x = self.model.wte(idx[:, 0])  # (B, C)
         if self.model.wpe is not None:
-            x = x + self.model.wpe.weight[at]
+            x = x + self.model.wpe.weight[place]
         x = self.ln_emb(x)
-        rope = None if self.rope is None else [angles[0, at] for angles in self.rope]  # each (1, R)
-        k_new, v_new = cache.k.select(3, at).unbind(), cache.v.select(3, at).unbind()  # of each layer, (B, G, D)
-        k_seen, v_seen = cache.k[..., : at + 1, :].unbind(), cache.v[..., : at + 1, :].unbind()  # (B, G, S, D)
+        rope = None if self.rope is None else [angles[0, place] for angles in self.rope]  # each (1, R) or (B, 1, R)
         for i, layer in enumerate(self.layers):
             qkv = layer.c_attn(layer.ln_1(x)).view(B, H + 2 * G, D)
             qk, v = qkv.split((H + G, G), dim=1)
@@ -74,25 +79,41 @@ class Decoder:
             if cfg.qk_norm:
                 qk = rms_norm(qk, cfg.norm_eps)
             q, k = qk.split((H, G), dim=1)
-            k_new[i].copy_(k)
-            v_new[i].copy_(v)
+            if uniform:
+                k_new[i].copy_(k)
+                v_new[i].copy_(v)
+            else:
+                cache.k[i][rows, :, place], cache.v[i][rows, :, place] = k, v
             # The heads of a group stand in as its tokens, so that no key is copied for each head.
-            y = F.scaled_dot_product_attention(q.reshape(B, G, H // G, D), k_seen[i], v_seen[i])
+            y = F.scaled_dot_product_attention(q.reshape(B, G, H // G, D), k_seen[i], v_seen[i], attn_mask=mask)
             y = layer.c_proj(y.reshape(B, -1))
             if cfg.parallel_residual:
                 x = x + y + layer.mlp(layer.ln_2(x))
             else:
                 x = x + y
                 x = x + layer.mlp(layer.ln_2(x))
-        cache.lengths = [at + 1] * B
+        cache.lengths = [length + 1 for length in lengths]
         return self.ln_f(x)[:, None]
+
+    def head(self, x: Tensor) -> Tensor:
+        """`GPT.head` for hidden states x (N, C): logits (N, V)."""
+        logits, cap = self.lm_head(x), self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def linear(module: nn.Module) -> Function:
     """A linear layer as a function; one of another kind (8 bits, adapters) is called as it is."""
-    if type(module) is nn.Linear:
-        return partial(F.linear, weight=module.weight, bias=module.bias)
-    return module
+    if type(module) is not nn.Linear:
+        return module
+    weight, bias, on_cpu = module.weight, module.bias, module.weight.device.type == "cpu"
+
+    def apply(x: Tensor) -> Tensor:
+        if on_cpu and 8 <= len(x) <= 32:  # for some rows a CPU is faster the other way round, by a fifth
+            y = torch.mm(weight, x.t()).t().contiguous()
+            return y if bias is None else y + bias
+        return F.linear(x, weight, bias)
+
+    return apply
 
 
 def norm(module: Norm, config: GPTConfig) -> Function:

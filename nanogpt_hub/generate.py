@@ -257,7 +257,7 @@ class CachedBatch:
         if starts != self.starts:
             self._refill([row for row, start in enumerate(starts) if start != self.starts[row]], starts)
         last = torch.tensor([tokens[-1:] for tokens in self.tokens], device=self.cache.k.device)  # (B, 1)
-        return self.model.head(self.decoder.hidden(last)[:, -1])
+        return self.decoder.head(self.decoder.hidden(last)[:, -1])
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these rows only."""

@@ -59,7 +59,7 @@ class Reader:
         self.cache.lengths = [kept]
         x = self.decoder.hidden(torch.tensor([window[kept:]], device=self.cache.k.device))
         self.start, self.held = start, window
-        return self.model.head(x[0, -n:])
+        return self.decoder.head(x[0, -n:])
 
     def room(self, tokens: list[int]) -> int:
         """How many tokens can be read after `tokens` in the same pass: all must see the same window."""

@@ -35,15 +35,20 @@ def test_equals_the_core_in_pieces(name, overrides, rows):
         torch.testing.assert_close(getattr(caches[1], buffer), getattr(caches[0], buffer))
 
 
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=str)
 @torch.inference_mode()
-def test_rows_of_different_length():
-    model, idx = make("nanochat"), torch.randint(50, (2, 3))
-    caches = [KVCache(model.config, 2, dtype=torch.float64) for _ in range(2)]
+def test_rows_of_different_length(name, overrides):
+    model, idx = make(name, **overrides), torch.randint(50, (9, 3))
+    caches = [KVCache(model.config, 9, dtype=torch.float64) for _ in range(2)]
     for cache in caches:
-        model.hidden(torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(1)), cache)
-        cache.lengths = [4, 9]
-    torch.testing.assert_close(Decoder(model, caches[1]).hidden(idx), model.hidden(idx, caches[0]))
-    assert caches[1].lengths == [7, 12]
+        model.hidden(torch.randint(50, (9, 9), generator=torch.Generator().manual_seed(1)), cache)
+        cache.lengths = [4, 9, 1, 2, 9, 8, 7, 6, 5]
+    decoder = Decoder(model, caches[1])
+    for piece in idx.split(1, dim=1):
+        expected, x = model.hidden(piece, caches[0]), decoder.hidden(piece)
+        torch.testing.assert_close(x, expected)
+        torch.testing.assert_close(decoder.head(x[:, 0]), model.head(expected[:, 0]))
+    assert caches[1].lengths == caches[0].lengths == [7, 12, 4, 5, 12, 11, 10, 9, 8]
 
 
 @torch.inference_mode()
