@@ -341,8 +341,8 @@ def _assemble(config: GPTConfig, tensors: dict[str, Tensor], device: torch.devic
 def _into_large_pages(block: Tensor) -> None:
     """Has Linux move a block into pages of 2 MB: weights, which every token reads, are then read some 5 % faster.
 
-    In the background and a page at a time, since that takes milliseconds for each, in which the process may have to
-    wait. Elsewhere, and where the system will not, nothing happens.
+    For processes that stay: in the background and a page at a time, since that takes milliseconds for each, in which
+    the process may have to wait. Elsewhere, and where the system will not, nothing happens.
     """
     first = -(-block.data_ptr() // LARGE_PAGE)
     pages = range(first, (block.data_ptr() + block.nbytes) // LARGE_PAGE)
@@ -351,7 +351,7 @@ def _into_large_pages(block: Tensor) -> None:
     madvise = ctypes.CDLL(None).madvise
 
     def move(block: Tensor) -> None:  # holds the block, so that its memory stays its own
-        time.sleep(0.5)  # the first token goes first
+        time.sleep(10)  # it slows the next seconds down: nothing for a command that ends soon
         for page in pages:
             if madvise(ctypes.c_void_p(page * LARGE_PAGE), ctypes.c_size_t(LARGE_PAGE), MADV_COLLAPSE):
                 return
