@@ -107,6 +107,9 @@ def measured_bytes(way: str, config: GPTConfig, batch: int, precision: str, nano
 
 def process_peak() -> int:
     """The most bytes that this process has had in memory."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage tells on Linux begins with the peak of whoever started the process
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line))
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
