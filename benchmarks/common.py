@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -73,6 +75,34 @@ def without(mapping: MutableMapping[str, str], key: str) -> Iterator[None]:
     finally:
         if value is not None:
             mapping[key] = value
+
+
+def times(n: int, work: Callable[[], object]) -> Callable[[], None]:
+    """Does it n times in a row."""
+
+    def run() -> None:
+        for _ in range(n):
+            work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def in_fresh_process(module: str, *args: str) -> int:
+    """The number that a module prints last when it is run by itself."""
+    command = [sys.executable, "-m", module, *args]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def process_peak() -> int:
+    """The most bytes that this process has had in memory."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage tells on Linux begins with the peak of whoever started the process
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line))
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _ask(pipe: Connection, args: tuple | None) -> object:

@@ -9,14 +9,12 @@ batches  how many tokens a second are read from the shards, and how many the sma
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import alternate, ratio, report
-from benchmarks.memory import process_peak
+from benchmarks.common import alternate, in_fresh_process, process_peak, ratio, report
 from benchmarks.train_step import SHAPES, our_steps
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
@@ -51,12 +49,6 @@ def preparing(path: Path, tokenizer, rounds: int) -> list[dict]:
         {"preparing": name, "MB/s": rate, "part of tiktoken's rate": ratio(taken, "tiktoken", name)}
         for name, rate in rates.items()
     ]
-
-
-def peak(path: Path, tokenizer: Path) -> int:
-    """The most bytes that a fresh process has in memory when it prepares a file."""
-    command = [sys.executable, "-m", "benchmarks.data", "--one", str(path), "--tokenizer", str(tokenizer)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def prepare_one(path: str, tokenizer: str) -> int:
@@ -98,7 +90,8 @@ def main() -> None:
         rows = []
         for megabytes in filter(None, (args.megabytes, args.large)):
             write_text(text, megabytes * MB)
-            rows.append({"prepared, MB": megabytes, "process at its peak, MB": peak(text, folder / "tokenizer") / MB})
+            peak = in_fresh_process("benchmarks.data", "--one", str(text), "--tokenizer", str(folder / "tokenizer"))
+            rows.append({"prepared, MB": megabytes, "process at its peak, MB": peak / MB})
         report("data_memory", rows)
 
 

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from benchmarks.common import alternate, ratio, report, workers
-from benchmarks.peers import installed, random_folder, ways
+from benchmarks.peers import counterpart, installed, random_folder, ways
 
 OURS = """
 import time
@@ -48,10 +48,9 @@ def prompt(folder: Path, rounds: int, threads: int, tokens: int = 900) -> list[d
         taken = alternate(runs, rounds, "prompt")
     rows = []
     for name in programs:
-        ours = "ours, int8" if name.endswith(("int8", "q8_0")) else "ours"
-        seconds = median(taken[name])
+        seconds, faster = median(taken[name]), ratio(taken, name, counterpart(name))
         rows.append({f"124M, prompt of {tokens}": name, "first token, s": seconds,
-                     "prompt tokens/s": tokens / seconds, "ours is faster by": ratio(taken, name, ours)})  # fmt: skip
+                     "prompt tokens/s": tokens / seconds, "ours is faster by": faster})  # fmt: skip
     return rows
 
 

@@ -16,29 +16,27 @@ context  milliseconds for a token after a short and after a long context.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.common import alternate, ratio, reader, report, workers
-from benchmarks.peers import NanoGPT, Ours, Transformers, installed, random_folder, ways
+from benchmarks.common import alternate, ratio, reader, report, times, workers
+from benchmarks.peers import NanoGPT, Ours, Transformers, counterpart, installed, random_folder, ways
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT
 
 SMALL = {"4x128": dict(n_layer=4, n_head=4, n_embd=128, block_size=64, vocab_size=65),
          "6x384": dict(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=65)}  # fmt: skip
-BYTES = {True: 1, False: 4}  # of a weight: in 8 bits, in 32
 
 
-def bytes_per_token(model: GPT, context: int, int8: bool) -> int:
+def bytes_per_token(model: GPT, context: int, weight_bytes: int) -> int:
     """What must be read from memory for a token: all matrices, and the keys and values of what came before."""
     cfg = model.config
     cache = 2 * 4 * cfg.n_layer * cfg.kv_heads * cfg.head_dim * context
-    return BYTES[int8] * model.num_params(embeddings=False) + cache
+    return weight_bytes * model.num_params(embeddings=False) + cache
 
 
 def one_text(nanogpt: Path | None, rounds: int, threads: int, prompt: int = 16, tokens: int = 128) -> list[dict]:
@@ -47,25 +45,21 @@ def one_text(nanogpt: Path | None, rounds: int, threads: int, prompt: int = 16, 
     with tempfile.TemporaryDirectory() as name:
         folder = random_folder(Path(name) / "model", size="124m", vocab_size=50257)
         model, _ = load_model(folder)
-        limits = {int8: bytes_per_token(model, prompt + tokens // 2, int8) for int8 in (False, True)}
+        context = prompt + tokens // 2
+        limits = {"ours": bytes_per_token(model, context, 4), "ours, int8": bytes_per_token(model, context, 1)}
         del model
         with workers(ways(folder, nanogpt, threads), threads) as programs:
             runs = {name: lambda work=work: work(prompts, tokens) for name, work in programs.items()}
-            runs |= {f"read {int8}": repeat(reader(n_bytes), tokens) for int8, n_bytes in limits.items()}
+            runs |= {f"limit of {ours}": times(tokens, reader(n_bytes)) for ours, n_bytes in limits.items()}
             taken = alternate(runs, rounds, "124m")
     rows = []
     for name in programs:
-        int8 = name.endswith(("int8", "q8_0"))
-        ours = "ours, int8" if int8 else "ours"
-        limit = f"read {int8}"
+        ours = counterpart(name)
+        limit = f"limit of {ours}"
         rows.append({"124M, one text": name, "tokens/s": tokens / median(taken[name]),
                      "limit, tokens/s": tokens / median(taken[limit]), "part of the limit": ratio(taken, limit, name),
                      "ours is faster by": ratio(taken, name, ours)})  # fmt: skip
     return rows
-
-
-def repeat(work: Callable[[], object], times: int) -> Callable[[], None]:
-    return lambda: [work() for _ in range(times)] and None
 
 
 def small_models(nanogpt: Path | None, rounds: int, threads: int) -> list[dict]:
@@ -128,8 +122,8 @@ class Late:
 
     def __call__(self, context: int, tokens: int) -> float:
         stream = stream_tokens(self.model, None, [[0] * context], max_new_tokens=tokens + 1, seed=0)
-        times = [time.perf_counter() for _ in stream]  # the first one has read the context
-        return median(after - before for before, after in pairwise(times))
+        came = [time.perf_counter() for _ in stream]  # the first one has read the context
+        return median(after - before for before, after in pairwise(came))
 
 
 def context(rounds: int, threads: int, tokens: int = 30) -> list[dict]:

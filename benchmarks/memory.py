@@ -10,8 +10,6 @@ beside what is computed for that. nanoGPT's step holds on to the logits, as the 
 
 import argparse
 import json
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.common import report
+from benchmarks.common import in_fresh_process, process_peak, report
 from benchmarks.peers import nanogpt_module
+from nanogpt_hub.convert import empty_model
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig
 from train.hardware import training_bytes
 from train.loss import recompute_blocks
@@ -105,22 +104,6 @@ def measured_bytes(way: str, config: GPTConfig, batch: int, precision: str, nano
     return process_peak() - before
 
 
-def process_peak() -> int:
-    """The most bytes that this process has had in memory."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage tells on Linux begins with the peak of whoever started the process
-        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line))
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def in_fresh_process(way: str, case: dict, nanogpt: Path | None) -> int:
-    given = json.dumps({"way": way, "nanogpt": str(nanogpt) if nanogpt else None, **case})
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", given]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-
-
 def config_of(case: dict) -> GPTConfig:
     activation = {"activation": "gelu"} if case["preset"] == "gpt2" else {}  # nanoGPT's is the exact one
     block = {"block_size": case["block_size"]} if case.get("block_size") else {}
@@ -134,7 +117,8 @@ def rows_of(case: dict, ways: list[str], nanogpt: Path | None, measured: bool) -
         row["computed, GB"] = computed_bytes(way, config, batch, precision, nanogpt) / 1e9
         if nanogpt:
             row["part of nanoGPT's"] = row["computed, GB"] / (rows or [row])[0]["computed, GB"]
-        row["measured, GB"] = in_fresh_process(way, case, nanogpt) / 1e9 if measured else "-"
+        given = json.dumps({"way": way, "nanogpt": str(nanogpt) if nanogpt else None, **case})
+        row["measured, GB"] = in_fresh_process("benchmarks.memory", "--one", given) / 1e9 if measured else "-"
         row["planned, GB"] = "-" if way == "nanoGPT" else planned(config, batch, precision, way != "ours") / 1e9
         rows.append(row)
     return rows
@@ -142,9 +126,7 @@ def rows_of(case: dict, ways: list[str], nanogpt: Path | None, measured: bool) -
 
 def planned(config: GPTConfig, batch: int, precision: str, recompute: bool) -> int:
     """What the trainer says before it starts."""
-    with torch.device("meta"):
-        n = GPT(config).num_params()
-    return training_bytes(config, n, batch, precision, recompute)
+    return training_bytes(config, empty_model(config).num_params(), batch, precision, recompute)
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.generate import SamplingConfig, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.quantize import quantize_int8
-from nanogpt_hub.speculate import Speculator
 
 TEMPERATURE, TOP_K = 0.8, 200  # those of nanoGPT's sample.py, for everyone
 Prompts = list[list[int]]  # token ids; those of a batch are equally long
@@ -45,15 +44,15 @@ def random_folder(folder: Path, **shape: int) -> Path:
 
 
 class Ours:
-    """This project: float32 or 8 bits, alone or guessing ahead."""
+    """This project, in float32 or 8 bits."""
 
-    def __init__(self, folder: Path, int8: bool = False, guess: bool = False):
+    def __init__(self, folder: Path, int8: bool = False):
         model, _ = load_model(folder)
-        self.model, self.draft = quantize_int8(model) if int8 else model, Speculator() if guess else None
+        self.model = quantize_int8(model) if int8 else model
 
     def __call__(self, prompts: Prompts, n: int) -> None:
         config = SamplingConfig(n, temperature=TEMPERATURE, top_k=TOP_K, seed=0)
-        for _ in stream_tokens(self.model, None, prompts, config, draft=self.draft):
+        for _ in stream_tokens(self.model, None, prompts, config):
             pass
 
 
@@ -210,3 +209,8 @@ def ways(folder: Path, nanogpt: Path | None, threads: int) -> dict[str, tuple[Ca
         found["llama.cpp, f32"] = (LlamaCpp, folder, "f32", threads)
         found["llama.cpp, q8_0"] = (LlamaCpp, folder, "q8_0", threads)
     return found
+
+
+def counterpart(name: str) -> str:
+    """Which of ours a program of `ways` is compared with: the one in 8 bits with those in 8 bits."""
+    return "ours, int8" if name.endswith(("int8", "q8_0")) else "ours"

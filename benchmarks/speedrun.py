@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import report
+from benchmarks.common import report, without
 from train.report import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,8 +37,9 @@ def run_nanogpt(checkout: Path, out: Path, gpu: bool) -> tuple[float, float]:
     flags = [] if gpu else FLAGS.split()
     command = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *flags, f"--out_dir={out}"]
     began, seconds, best = 0.0, 0.0, math.inf
-    environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}  # our trainer's
-    with subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with without(os.environ, "GOMP_SPINCOUNT"):  # our trainer's
+        process = subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, text=True)
+    with process:
         for line in process.stdout:
             if line.startswith("using fused AdamW"):
                 began = time.perf_counter()

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.common import alternate, ratio, report, workers
+from benchmarks.common import alternate, ratio, report, times, workers
 from benchmarks.peers import nanogpt_module
-from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.convert import empty_model
+from nanogpt_hub.model import GPTConfig
 from train.config import make_parser, parse
 from train.hardware import flops_per_token
 from train.pretrain import start
@@ -74,16 +75,6 @@ def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
     gpt, tokenizer, _ = start(config, parsed, source)
     data, _ = load_data(config, source, tokenizer, gpt, quiet=True)
     return times(shape.steps, Trainer(config, gpt, tokenizer, data, accelerator, facts={}).train_step)
-
-
-def times(n: int, step: Callable[[], object]) -> Callable[[], None]:
-    def steps() -> None:
-        for _ in range(n):
-            step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return steps
 
 
 def nanogpt_steps(shape: Shape, folder: Path, checkout: Path) -> Callable[[], None]:
@@ -144,8 +135,7 @@ def flops_of(shape: Shape) -> float:
     """Floating-point operations for a token; the embedding is the head too, the positions are only looked up."""
     sizes = {name: getattr(shape, name) for name in SIZES}
     config = GPTConfig.preset("gpt2", **sizes, attn_bias=False, mlp_bias=False, norm_bias=False)
-    with torch.device("meta"):
-        return flops_per_token(config, GPT(config).num_params(embeddings=False))
+    return flops_per_token(config, empty_model(config).num_params(embeddings=False))
 
 
 def main() -> None:

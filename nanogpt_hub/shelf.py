@@ -131,13 +131,12 @@ class ModelCache:
         """Counts `n_bytes` more for a model in use; the others that were used longest ago make room for them."""
         with self._lock:
             loaded.n_bytes += n_bytes
-            for key in [key for key, other in self._models.items() if other is not loaded]:
-                if self.n_bytes > self.max_bytes:
-                    del self._models[key]
+            self._make_room(0, keep=loaded)
 
-    def _make_room(self, n_bytes: int) -> None:
-        while self._models and self.n_bytes + n_bytes > self.max_bytes:
-            self._models.popitem(last=False)
+    def _make_room(self, n_bytes: int, keep: Loaded | None = None) -> None:
+        for key in [key for key, loaded in self._models.items() if loaded is not keep]:
+            if self.n_bytes + n_bytes > self.max_bytes:
+                del self._models[key]
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------

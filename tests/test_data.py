@@ -47,8 +47,8 @@ class WideTokenizer:
 
     kind, vocab_size, eot_id, hash = "custom", 70_256, 5, "w" * 64
 
-    def encode_arrays(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.array([70_000 + byte for byte in text.encode()], np.uint32) for text in texts]
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[70_000 + byte for byte in text.encode()] for text in texts]
 
 
 def stream(n: int, shard: int = 0) -> TokenRange:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,19 +95,21 @@ def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: boo
 
 def _encoded(source: Source, tokenizer: Tokenizer, counts: dict, bar: tqdm) -> Iterator[np.ndarray]:
     """The ids of the whole source, a batch of pieces at a time; end-of-text between documents, where there is one."""
-    separator = np.array([] if tokenizer.eot_id is None else [tokenizer.eot_id], np.uint32)
+    separator = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
     starts = False  # the next piece begins a document other than the first
     for pieces in _gathered(source.pieces()):
-        parts = []
-        for (text, ends), ids in zip(pieces, tokenizer.encode_arrays([text for text, _ in pieces]), strict=True):
-            parts += [separator, ids] if starts else [ids]
+        encoded = tokenizer.encode_batch([text for text, _ in pieces])
+        flat = array("I")  # reads a list of ints three times as fast as NumPy does
+        for (text, ends), ids in zip(pieces, encoded, strict=True):
+            flat.extend(separator if starts else [])
+            flat += array("I", ids)
             starts = ends
-            size = len(text) if text.isascii() else len(text.encode())
+            size = len(text.encode())
             counts["documents"] += ends
             counts["characters"] += len(text)
             counts["bytes"] += size
             bar.update(size)
-        tokens = np.concatenate(parts)
+        tokens = np.frombuffer(flat, np.uintc)
         counts["tokens"] += len(tokens)
         counts["max_id"] = max(counts["max_id"], int(tokens.max(initial=0)))
         yield tokens

@@ -127,13 +127,12 @@ def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
     """
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     muon = {n for n, p in named.items() if config.name == "muon" and n.startswith("h.") and p.ndim == 2}
-    groups = []
-    own_rate = config.embedding_learning_rate and not model.config.tie_word_embeddings
-    for decay in (True, False):
-        params = {n: p for n, p in named.items() if n not in muon and (p.ndim >= 2) == decay}
-        embedding = [params.pop("wte.weight")] if own_rate and "wte.weight" in params else []
-        for chosen, lr in ((embedding, config.embedding_learning_rate), ([*params.values()], config.learning_rate)):
-            groups.append(_group(chosen, lr, config.weight_decay if decay else 0.0))
+    rates = defaultdict(list)
+    for n, p in named.items():
+        if n not in muon:
+            own = config.embedding_learning_rate if n == "wte.weight" and not model.config.tie_word_embeddings else 0.0
+            rates[own or config.learning_rate, config.weight_decay if p.ndim >= 2 else 0.0].append(p)
+    groups = [_group(params, lr, weight_decay) for (lr, weight_decay), params in rates.items()]
     if muon:
         fused = [p for n, p in named.items() if n in muon and n.endswith("c_attn.weight")]
         others = [p for n, p in named.items() if n in muon and not n.endswith("c_attn.weight")]
