@@ -29,6 +29,7 @@ import torch
 
 from nanogpt_hub import views
 from nanogpt_hub.api import Api
+from nanogpt_hub.decode import compiler
 from nanogpt_hub.generate import SamplingConfig
 from nanogpt_hub.hub import Resolved
 from nanogpt_hub.playground import Playground, Writing, explain
@@ -766,6 +767,7 @@ def main(argv: list[str] | None = None) -> None:
         os.register_at_fork(after_in_child=playground.cache.clear)
     if playground.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
+        compiler.start()
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()
     workers = int(os.environ.get("NANOGPT_WORKERS", "1"))
     mcp = args.mcp or os.environ.get("NANOGPT_MCP", "") not in ("", "0")

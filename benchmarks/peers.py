@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nanogpt_hub.checkpoint import load_model, save_model
+from nanogpt_hub.decode import compiler
 from nanogpt_hub.generate import SamplingConfig, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.quantize import quantize_int8
@@ -49,6 +50,7 @@ class Ours:
     def __init__(self, folder: Path, int8: bool = False):
         model, _ = load_model(folder)
         self.model = quantize_int8(model) if int8 else model
+        compiler.start().join()
 
     def __call__(self, prompts: Prompts, n: int) -> None:
         config = SamplingConfig(n, temperature=TEMPERATURE, top_k=TOP_K, seed=0)

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.common import alternate, ratio, report
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.decode import compiler
 from nanogpt_hub.generate import SamplingConfig, stream_tokens
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
 from nanogpt_hub.quantize import quantize_int8
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    compiler.start().join()
     if args.draft and not args.model:
         parser.error("--draft needs a --model")
     torch.set_num_threads(args.threads)

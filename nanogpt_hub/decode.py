@@ -7,10 +7,16 @@ With one token a pass, a small model spends most of its time on being asked the 
 norm, which positions, where in the cache. Here each is answered once, for all layers or for good, and the layers are
 called as functions. Read `GPT.hidden` in model.py for what is computed; this is the same, tested against it.
 
+On a CPU loops.py is faster still, but must be compiled first: `best_decoder` takes it once it is ready.
+
 Shape legend: that of model.py, and T = 1.
 """
 
+import threading
+import time
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -20,6 +26,7 @@ from torch import Tensor, nn
 from nanogpt_hub.model import GPT, MLP, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
+PATIENCE = 2.0  # seconds of steps after which a process is worth compiling for
 
 
 class Layer(NamedTuple):
@@ -54,6 +61,7 @@ class Decoder:
         Several tokens at once go through the model itself. Raises ValueError when the tokens, the cached ones included,
         exceed block_size.
         """
+        started = time.perf_counter()
         cfg, cache, lengths = self.config, self.cache, self.cache.lengths
         B, S = idx.size(0), max(lengths) + 1
         if idx.size(1) > 1 or S > cache.k.size(3):
@@ -93,11 +101,15 @@ class Decoder:
                 x = x + y
                 x = x + layer.mlp(layer.ln_2(x))
         cache.lengths = [length + 1 for length in lengths]
+        compiler.spent += time.perf_counter() - started
         return self.ln_f(x)[:, None]
 
     def head(self, x: Tensor) -> Tensor:
         """`GPT.head` for hidden states x (N, C): logits (N, V)."""
-        logits, cap = self.lm_head(x), self.config.logit_softcap
+        return self.cap(self.lm_head(x))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
@@ -105,15 +117,8 @@ def linear(module: nn.Module) -> Function:
     """A linear layer as a function; one of another kind (8 bits, adapters) is called as it is."""
     if type(module) is not nn.Linear:
         return module
-    weight, bias, on_cpu = module.weight, module.bias, module.weight.device.type == "cpu"
-
-    def apply(x: Tensor) -> Tensor:
-        if on_cpu and 8 <= len(x) <= 32:  # for some rows a CPU is faster the other way round, by a fifth
-            y = torch.mm(weight, x.t()).t().contiguous()
-            return y if bias is None else y + bias
-        return F.linear(x, weight, bias)
-
-    return apply
+    weight, bias = module.weight, module.bias
+    return lambda x: F.linear(x, weight, bias)
 
 
 def norm(module: Norm, config: GPTConfig) -> Function:
@@ -138,3 +143,44 @@ def feed_forward(mlp: MLP) -> Function:
         return lambda x: c_proj(c_fc(x).relu_().square_())
     approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
     return lambda x: c_proj(F.gelu(c_fc(x), approximate=approximate))
+
+
+# ---- the faster way ----
+
+
+class Compiler:
+    """Brings loops.py, in the background."""
+
+    def __init__(self):
+        self.loops: ModuleType | None = None  # once it is ready
+        self.spent, self.thread, self.lock = 0.0, None, threading.Lock()
+
+    def start(self) -> threading.Thread:
+        """Begins, if nobody has. It takes half a second, or ten on a machine where it is done for the first time."""
+        with self.lock:
+            if self.thread is None:  # no daemon: a process that ends in the middle of compiling may crash
+                self.thread = threading.Thread(target=self._compile, name="compile loops")
+                self.thread.start()
+        return self.thread
+
+    def _compile(self) -> None:
+        try:
+            from nanogpt_hub import loops
+
+            loops.team()
+            self.loops = loops
+        except ImportError:  # no Numba here
+            pass
+        except Exception as error:  # whatever a compiler may say: generation goes on as before
+            warnings.warn(f"generation goes on without compiled loops: {error}", RuntimeWarning, stacklevel=2)
+
+
+compiler = Compiler()
+
+
+def best_decoder(model: GPT, cache: KVCache) -> Decoder:
+    """The fastest Decoder that is ready, for this model and this cache."""
+    if compiler.spent > PATIENCE:
+        compiler.start()
+    loops = compiler.loops
+    return loops.Loops(model, cache) if loops and loops.suit(model, cache) else Decoder(model, cache)

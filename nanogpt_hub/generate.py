@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, Protocol, overload
 import torch
 from torch import Tensor
 
-from nanogpt_hub.decode import Decoder
+from nanogpt_hub.decode import best_decoder
 from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
@@ -247,7 +247,7 @@ class CachedBatch:
         weight, block_size = model.wte.weight, model.config.block_size
         longest = min(block_size, max(map(len, self.tokens)) + max_new_tokens)
         self.cache = KVCache(model.config, len(self.tokens), weight.device, weight.dtype, max_len=longest)
-        self.decoder = Decoder(model, self.cache)
+        self.decoder = best_decoder(model, self.cache)
         self.starts = [window_start(len(tokens), block_size) for tokens in self.tokens]
         self._prefill(self.cache, [t[start:-1] for t, start in zip(self.tokens, self.starts, strict=True)])
 
@@ -391,21 +391,21 @@ def draw(
 
     Raises ValueError for NaN.
     """
-    seen, total = None, logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    seen, logprobs = None, logits.log_softmax(-1)  # (B, V)
     if config.repetition_penalty != 1:
         seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
     known = None if seen is not None else only_top_k(logits, config.top_k)  # (B, k)
     probs = filter_logits(logits if known is None else logits.gather(1, known), config, seen).softmax(-1)
     place = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
     ids = place if known is None else known.gather(1, place)
-    columns = [column.flatten().tolist() for column in (ids, logits.gather(1, ids) - total, probs.gather(1, place))]
+    columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, place))]
     if any(map(math.isnan, columns[1])):
         raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
     if not alternatives:
         return list(map(Drawn, *columns))
     if known is not None:
         probs = torch.zeros_like(logits).scatter(1, known, probs)
-    return list(map(Drawn, *columns, likeliest(logits - total, probs, alternatives)))
+    return list(map(Drawn, *columns, likeliest(logprobs, probs, alternatives)))
 
 
 def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanogpt_hub.decode import Decoder
+from nanogpt_hub.decode import best_decoder
 from nanogpt_hub.generate import (
     Row,
     SamplingConfig,
@@ -35,9 +35,10 @@ from nanogpt_hub.generate import (
 from nanogpt_hub.model import GPT, KVCache
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)  # tokens in a row that are looked for in the text
-EXTRA_TOKEN = 0.2  # what one more token adds to a pass: 0.03 (4x128) to 0.25 (124M) measured on CPUs, less on GPUs
+EXTRA_PASS = 0.5  # what guessing at all adds to a pass: 0.0 to 1.2 measured on a CPU, 4x128 to 124M; less on GPUs
+EXTRA_TOKEN = 0.1  # and each guess: 0.02 to 0.25
 CALLS = 10**6  # parameters that a CPU reads in the time that a layer's calls take; a GPU reads a hundred times as many
-HOPE = 0.5  # how often a guess is right before anything is known
+HOPE = 0.7  # how often a guess is right before anything is known
 
 
 class Reader:
@@ -46,7 +47,7 @@ class Reader:
     def __init__(self, model: GPT, max_len: int):
         weight, length = model.wte.weight, min(max_len, model.config.block_size)
         self.model, self.cache = model, KVCache(model.config, 1, weight.device, weight.dtype, max_len=length)
-        self.decoder = Decoder(model, self.cache)
+        self.decoder = best_decoder(model, self.cache)
         self.start, self.held = 0, []  # the window's first token, and the tokens in the cache
 
     def logits(self, tokens: list[int], n: int = 1) -> Tensor:
@@ -120,8 +121,8 @@ class SmallModel:
 class Pace:
     """How many tokens to guess so that the most come for the time, by how often guesses came true lately.
 
-    A pass with k guesses costs `1 + extra * k` plain ones. Each kind of guess has its own `hit`, the share of right
-    ones; it returns slowly to its hopeful start while there is no guessing, so that bad luck is no end.
+    A pass with k guesses costs `1 + EXTRA_PASS + extra * k` plain ones. Each kind of guess has its own `hit`, the share
+    of right ones; it returns slowly to its hopeful start while there is no guessing, so that bad luck is no end.
     """
 
     def __init__(self, most: int, extra: float):
@@ -133,7 +134,7 @@ class Pace:
         best, best_rate, tokens = 0, 1.0, 1.0
         for k in range(1, self.most + 1):
             tokens += self.hit[kind] ** k
-            rate = tokens / (1 + self.extra * k)
+            rate = tokens / (1 + EXTRA_PASS + self.extra * k)
             if rate > best_rate:
                 best, best_rate = k, rate
         return best

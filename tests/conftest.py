@@ -1,6 +1,7 @@
 """What all tests share: no network, few threads, and the GPT-2 ranks where the machine has them."""
 
 import atexit
+import math
 import os
 import shutil
 import tempfile
@@ -28,7 +29,20 @@ if (SHARED / "tiktoken-cache").is_dir():
 import pytest
 import torch
 
+from nanogpt_hub import decode
+
 torch.set_num_threads(1)
+decode.PATIENCE = math.inf  # compiled loops only where a test asks for them, so that each test has the same every time
+
+
+@pytest.fixture(params=["decode", "loops"])
+def every_decoder(request, monkeypatch) -> None:
+    """Generation by PyTorch, and by compiled loops."""
+    if request.param == "loops":
+        decode.compiler.start().join()
+        assert decode.compiler.loops
+    else:
+        monkeypatch.setattr(decode.compiler, "loops", None)
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ from nanogpt_hub.generate import (
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.usefixtures("every_decoder")
+
 BYTE = build_tokenizer("byte", [])
 V = BYTE.vocab_size
 FAMILIES = {"nanogpt": {}, "gpt2": {}, "pythia": {}, "llama": dict(n_kv_head=1), "nanochat": dict(logit_softcap=50.0)}

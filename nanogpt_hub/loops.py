@@ -1,0 +1,635 @@
+"""The steps of generation as plain loops, compiled to machine code by Numba: for float32 models on a CPU.
+
+    loops = Loops(model, cache)
+    x = loops.hidden(idx)                        # what model.hidden(idx, cache) gives, up to rounding
+    logits = loops.head(x[:, -1])                # what model.head gives
+
+A library is called for each operation, and its threads meet after each. Here a pass through the model is one function,
+read from `run` on: its threads split the outputs of each product and the heads of each attention among them. A token
+alone multiplies vectors, as fast as memory gives the weights. Several tokens (of several texts, or in a row) lie side
+by side in the lanes of vector registers, so that each weight that was read serves all of them.
+
+For what is computed read model.py; this is the same, tested against it. It is compiled when first used, which takes
+some seconds on a new machine and then half a one (Numba keeps the result), so decode.py sees to that on the side.
+
+Shape legend: that of model.py, and R rows: the tokens of a pass, B T of them. Activations are (C, lanes), where there
+is 1 lane for one row and else `LANES`, the surplus ones empty.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, from_dtype, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor, nn
+
+from nanogpt_hub.decode import Decoder
+from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, KVCache, Norm
+
+LANES = 16  # float32 numbers in the widest registers (AVX512); a CPU with narrower ones takes several
+OUTPUTS = 8  # of a product, computed together: so many rows of weights are read at a time
+WORTH_THREADS = 2**19  # weights from which on it pays to wait for each other
+
+f4 = np.float32
+how = dict(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})  # NaN must stay NaN
+compiled = njit(**how)
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
+GELU, GELU_TANH, RELU2, SWIGLU = range(4)
+
+
+def record(whole: str, **others: type) -> np.dtype:
+    return np.dtype([*((name, np.int64) for name in whole.split()), *others.items()])
+
+
+# Addresses of a layer's weights. 0 stands for what a model does not have.
+Layer = record(
+    "ln_1_weight ln_1_bias c_attn_weight c_attn_bias attn_proj_weight attn_proj_bias "
+    "ln_2_weight ln_2_bias c_fc_weight c_fc_bias c_gate_weight c_gate_bias mlp_proj_weight mlp_proj_bias"
+)
+# All that a pass works with: sizes, choices, and addresses of inputs, weights, the cache, and room for what is
+# computed: `x qkv y h` are shared, each thread has `room` of its own.
+Pass = record(
+    "R lanes C H G D F V S_max B rotated layer_norm activation parallel qk_norm embd_norm n_layer only_head "
+    "tokens texts positions given wte wpe ln_emb_weight ln_emb_bias layers ln_f_weight ln_f_bias lm_head cos sin k v "
+    "x qkv y h room room_size out state sched_yield omp_get_thread_num omp_get_num_threads",
+    eps=np.float32,
+)
+
+
+# ---- what Python has no words for: memory at an address, atomic numbers, vector registers ----
+
+
+def pointer_to(kind: types.Type):
+    @intrinsic
+    def pointer(typing, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), codegen
+
+    return pointer
+
+
+floats_at, whole_at = pointer_to(types.float32), pointer_to(types.int64)
+layers_at, pass_at = pointer_to(from_dtype(Layer)), pointer_to(from_dtype(Pass))
+
+
+def slot(context, builder, signature, args):
+    """Where the number of an array is: the first two arguments."""
+    return builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+
+
+@intrinsic
+def atomic_load(typing, numbers, i):
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(slot(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(numbers, types.intp), codegen
+
+
+@intrinsic
+def atomic_store(typing, numbers, i, value):
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[2], slot(context, builder, signature, args), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, types.int64), codegen
+
+
+@intrinsic
+def atomic_add(typing, numbers, i, value):
+    """Adds, and tells what was there before."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", slot(context, builder, signature, args), args[2], "seq_cst")
+
+    return types.int64(numbers, types.intp, types.int64), codegen
+
+
+@intrinsic
+def call_at(typing, address):
+    """A C function without arguments that gives an int."""
+
+    def codegen(context, builder, signature, args):
+        function = builder.inttoptr(args[0], ir.FunctionType(ir.IntType(32), []).as_pointer())
+        return builder.sext(builder.call(function, []), ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+def lanes_product(outputs: int):
+    """A function `(w, i, x, out)`: out (outputs, LANES) becomes w[i : i + outputs] (outputs, I) times x (I, LANES).
+
+    The sums stay in vector registers. Meanwhile the weights of the next outputs are asked for: the CPU cannot guess
+    from so many rows at a time what will be read.
+    """
+    index, single, byte = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+    vector, line = ir.VectorType(ir.FloatType(), LANES), 16  # numbers that memory gives at once
+    undefined, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(single, LANES), [0] * LANES)
+
+    def codegen(context, builder, signature, args):
+        w, x, out = (context.make_array(signature.args[n])(context, builder, args[n]) for n in (0, 2, 3))
+        width = cgutils.unpack_tuple(builder, w.shape)[1]
+        rows = [builder.gep(w.data, [builder.mul(builder.add(args[1], index(o)), width)]) for o in range(outputs)]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for _ in rows]
+        for total in sums:  # again: this may stand in a loop
+            builder.store(ir.Constant(vector, [0.0] * LANES), total)
+        kind = ir.FunctionType(vector, [vector] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        kind = ir.FunctionType(ir.VoidType(), [byte, single, single, single])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        count = builder.sdiv(builder.add(width, index(line - 1)), index(line))
+        with cgutils.for_range(builder, count) as lines:
+            start = builder.mul(lines.index, index(line))
+            left = builder.sub(width, start)
+            for row in rows:
+                ahead = builder.gep(row, [builder.add(start, builder.mul(width, index(outputs)))])
+                builder.call(prefetch, [builder.bitcast(ahead, byte), single(0), single(3), single(1)])
+            here = builder.select(builder.icmp_signed("<", left, index(line)), left, index(line))
+            with cgutils.for_range(builder, here) as loop:
+                k = builder.add(start, loop.index)
+                place = builder.gep(x.data, [builder.mul(k, index(LANES))])
+                inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
+                for row, total in zip(rows, sums, strict=True):
+                    weight = builder.insert_element(undefined, builder.load(builder.gep(row, [k])), single(0))
+                    weight = builder.shuffle_vector(weight, undefined, everywhere)
+                    builder.store(builder.call(fma, [weight, inputs, builder.load(total)]), total)
+        for o, total in enumerate(sums):
+            place = builder.bitcast(builder.gep(out.data, [index(o * LANES)]), vector.as_pointer())
+            builder.store(builder.load(total), place, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def product(typing, w, i, x, out):
+        return types.void(w, types.intp, x, out), codegen
+
+    return product
+
+
+product_of_many, product_of_one = lanes_product(OUTPUTS), lanes_product(1)
+
+
+# ---- a pass: what each of its threads does ----
+
+
+@compiled
+def run(p, thread, threads):
+    """Hidden states for the pass's tokens, or logits for hidden states that are given."""
+    room = p.room + 4 * thread * p.room_size
+    n_1, n_2 = table(room, p.C, p.lanes), table(room + 4 * p.C * p.lanes, p.C, p.lanes)
+    if p.only_head:
+        given = table(p.given, p.R, p.C)
+        for r in range(p.R):
+            for i in range(p.C):
+                n_1[i, r] = given[r, i]
+        lo, hi = share(p.V, OUTPUTS, thread, threads)
+        linear(p.lm_head, 0, n_1, table(p.out, p.R, p.V).T, p.R, lo, hi, False)
+        meet(p, threads)
+        return
+    x, layers = table(p.x, p.C, p.lanes), carray(layers_at(p.layers), (p.n_layer,))
+    if thread == 0:
+        embed(p, x)
+    meet(p, threads)
+    for i in range(p.n_layer):
+        layer = layers[i]
+        norm(x, layer.ln_1_weight, layer.ln_1_bias, p, n_1)
+        if p.parallel:
+            norm(x, layer.ln_2_weight, layer.ln_2_bias, p, n_2)
+        attention(p, layer, i, n_1, x, thread, threads)
+        if not p.parallel:
+            norm(x, layer.ln_2_weight, layer.ln_2_bias, p, n_2)
+        feed_forward(p, layer, n_2, x, thread, threads)
+    if thread == 0:
+        norm(x, p.ln_f_weight, p.ln_f_bias, p, n_1)
+        out = table(p.out, p.R, p.C)
+        for r in range(p.R):
+            for i in range(p.C):
+                out[r, i] = n_1[i, r]
+
+
+@compiled
+def embed(p, x):
+    tokens, positions = carray(whole_at(p.tokens), (p.R,)), carray(whole_at(p.positions), (p.R,))
+    for r in range(p.R):
+        embedding = floats(p.wte + 4 * p.C * tokens[r], p.C)
+        for i in range(p.C):
+            x[i, r] = embedding[i]
+        if p.wpe:
+            embedding = floats(p.wpe + 4 * p.C * positions[r], p.C)
+            for i in range(p.C):
+                x[i, r] += embedding[i]
+    if p.embd_norm:
+        norm(x, p.ln_emb_weight, p.ln_emb_bias, p, x)
+
+
+@compiled
+def attention(p, layer, i, n, x, thread, threads):
+    """Adds to x what attention finds, having put the keys and values of all rows into the cache of layer i."""
+    H, G, D = p.H, p.G, p.D
+    qkv, y = table(p.qkv, (H + 2 * G) * D, p.lanes), table(p.y, p.C, p.lanes)
+    texts, positions = carray(whole_at(p.texts), (p.R,)), carray(whole_at(p.positions), (p.R,))
+    k_layer, v_layer = p.k + 4 * i * p.B * G * p.S_max * D, p.v + 4 * i * p.B * G * p.S_max * D
+    lo, hi = share((H + 2 * G) * D, OUTPUTS, thread, threads)
+    linear(layer.c_attn_weight, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
+    meet(p, threads)
+    lo, hi = share(p.R * G, 1, thread, threads)
+    for job in range(lo, hi):
+        r, g = job // G, job % G
+        place = 4 * D * ((texts[r] * G + g) * p.S_max + positions[r])
+        take_head(qkv, (H + g) * D, r, positions[r], p, floats(k_layer + place, D))
+        value = floats(v_layer + place, D)
+        for j in range(D):
+            value[j] = qkv[(H + G + g) * D + j, r]
+    meet(p, threads)
+    room = p.room + 4 * (thread * p.room_size + 2 * p.C * p.lanes)
+    q, gathered, weights = floats(room, D), floats(room + 4 * D, D), floats(room + 8 * D, p.S_max)
+    lo, hi = share(p.R * H, 1, thread, threads)
+    for job in range(lo, hi):
+        r, h = job // H, job % H
+        start, S = 4 * D * (texts[r] * G + h // (H // G)) * p.S_max, positions[r] + 1
+        take_head(qkv, h * D, r, positions[r], p, q)
+        attend(q, table(k_layer + start, S, D), table(v_layer + start, S, D), weights, gathered)
+        for j in range(D):
+            y[h * D + j, r] = gathered[j]
+    meet(p, threads)
+    lo, hi = share(p.C, OUTPUTS, thread, threads)
+    linear(layer.attn_proj_weight, layer.attn_proj_bias, y, x, p.R, lo, hi, True)
+    meet(p, threads)
+
+
+@compiled
+def feed_forward(p, layer, n, x, thread, threads):
+    lo, hi = share(p.F, OUTPUTS, thread, threads)
+    start, size = 4 * lo * p.lanes, (hi - lo) * p.lanes  # this thread's part of h
+    h, part = table(p.h, p.F, p.lanes), floats(p.h + start, size)
+    # Into all lanes, empty ones too: the activation goes over all, and again and again would make denormal numbers of
+    # what an earlier pass left there, which are a hundred times slower.
+    linear(layer.c_fc_weight, layer.c_fc_bias, n, h, p.lanes, lo, hi, False)
+    if p.activation == SWIGLU:
+        gates = p.h + 4 * p.F * p.lanes
+        linear(layer.c_gate_weight, layer.c_gate_bias, n, table(gates, p.F, p.lanes), p.lanes, lo, hi, False)
+        gate = floats(gates + start, size)
+        for j in range(size):
+            part[j] *= gate[j] / (f4(1) + exp(-gate[j]))
+    else:
+        activate(part, p.activation)
+    meet(p, threads)
+    lo, hi = share(p.C, OUTPUTS, thread, threads)
+    linear(layer.mlp_proj_weight, layer.mlp_proj_bias, h, x, p.R, lo, hi, True)
+    meet(p, threads)
+
+
+# ---- the pieces ----
+
+
+@compiled
+def floats(address, n):
+    return carray(floats_at(address), (n,))
+
+
+@compiled
+def table(address, rows, columns):
+    return carray(floats_at(address), (rows, columns))
+
+
+@compiled
+def share(n, unit, thread, threads):
+    """The part lo to hi of n that is a thread's, in whole units."""
+    each = (n + unit * threads - 1) // (unit * threads) * unit
+    return min(n, thread * each), min(n, (thread + 1) * each)
+
+
+@compiled
+def norm(x, weight, bias, p, out):
+    """Layer or RMS norm of each row of x (C, lanes) into out (C, lanes)."""
+    C = x.shape[0]
+    for r in range(p.R):
+        mean, square = f4(0), f4(0)
+        if p.layer_norm:
+            for i in range(C):
+                mean += x[i, r]
+            mean /= f4(C)
+        for i in range(C):
+            square += (x[i, r] - mean) * (x[i, r] - mean)
+        scale = f4(1) / np.sqrt(square / f4(C) + p.eps)
+        for i in range(C):
+            out[i, r] = (x[i, r] - mean) * scale
+        if weight:
+            w = floats(weight, C)
+            for i in range(C):
+                out[i, r] *= w[i]
+        if bias:
+            b = floats(bias, C)
+            for i in range(C):
+                out[i, r] += b[i]
+
+
+@compiled
+def linear(weight, bias, x, out, rows, lo, hi, add):
+    """Outputs lo to hi of a linear layer of x (I, lanes), put into out (O, rows or more) or added to it."""
+    inputs, lanes = x.shape
+    w = table(weight, hi, inputs)
+    if lanes == 1:
+        product_of_vector(w, x.reshape(inputs), out, lo, hi, add)
+    else:
+        sums = np.empty((OUTPUTS, LANES), np.float32)
+        for i in range(lo, hi, OUTPUTS):
+            n = min(OUTPUTS, hi - i)
+            if n == OUTPUTS:
+                product_of_many(w, i, x, sums)
+            else:
+                for o in range(n):
+                    product_of_one(w, i + o, x, sums[o:])
+            for o in range(n):
+                for r in range(rows):
+                    out[i + o, r] = out[i + o, r] + sums[o, r] if add else sums[o, r]
+    if bias:
+        b = floats(bias, hi)
+        for i in range(lo, hi):
+            for r in range(rows):
+                out[i, r] += b[i]
+
+
+@compiled
+def product_of_vector(w, x, out, lo, hi, add):
+    """w[lo:hi] times x (I,), four outputs at a time: enough sums under way that none waits for its own last step."""
+    i = lo
+    while i + 4 <= hi:
+        a, b, c, d = f4(0), f4(0), f4(0), f4(0)
+        for j in range(x.size):
+            a += w[i, j] * x[j]
+            b += w[i + 1, j] * x[j]
+            c += w[i + 2, j] * x[j]
+            d += w[i + 3, j] * x[j]
+        if add:
+            a, b, c, d = a + out[i, 0], b + out[i + 1, 0], c + out[i + 2, 0], d + out[i + 3, 0]
+        out[i, 0], out[i + 1, 0], out[i + 2, 0], out[i + 3, 0] = a, b, c, d
+        i += 4
+    while i < hi:
+        a = out[i, 0] if add else f4(0)
+        for j in range(x.size):
+            a += w[i, j] * x[j]
+        out[i, 0] = a
+        i += 1
+
+
+@compiled
+def take_head(qkv, first, r, position, p, out):
+    """A row's query or key, which begins at feature `first`: turned by its position, normalised; into out (D,)."""
+    half = p.rotated // 2
+    for j in range(p.D):
+        out[j] = qkv[first + j, r]
+    if half:
+        cos, sin = floats(p.cos + 4 * position * half, half), floats(p.sin + 4 * position * half, half)
+        for j in range(half):
+            a, b = out[j], out[half + j]
+            out[j], out[half + j] = a * cos[j] - b * sin[j], b * cos[j] + a * sin[j]
+    if p.qk_norm:
+        square = f4(0)
+        for j in range(p.D):
+            square += out[j] * out[j]
+        scale = f4(1) / np.sqrt(square / f4(p.D) + p.eps)
+        for j in range(p.D):
+            out[j] *= scale
+
+
+@compiled
+def attend(q, k, v, weights, out):
+    """softmax(q k^T / sqrt(D)) v for a query (D,) and the keys and values (S, D), into out (D,)."""
+    S, D = k.shape
+    scale, top, total = f4(1) / np.sqrt(f4(D)), f4(-np.inf), f4(0)
+    product_of_vector(k, q, weights.reshape(weights.size, 1), 0, S, False)
+    for s in range(S):
+        top = max(top, weights[s])
+    for s in range(S):
+        weights[s] = exp((weights[s] - top) * scale)
+    for s in range(S):
+        total += weights[s]
+    for j in range(D):
+        out[j] = f4(0)
+    whole = S - S % 4
+    for s in range(0, whole, 4):
+        a, b, c, d = weights[s] / total, weights[s + 1] / total, weights[s + 2] / total, weights[s + 3] / total
+        for j in range(D):
+            out[j] += a * v[s, j] + b * v[s + 1, j] + c * v[s + 2, j] + d * v[s + 3, j]
+    for s in range(whole, S):
+        a = weights[s] / total
+        for j in range(D):
+            out[j] += a * v[s, j]
+
+
+@compiled
+def activate(h, kind):
+    """The activation of h (n,), in place."""
+    if kind == GELU:
+        for i in range(h.size):
+            h[i] = gelu(h[i])
+    elif kind == GELU_TANH:
+        for i in range(h.size):
+            h[i] = h[i] / (f4(1) + exp(f4(-1.5957691216) * (h[i] + f4(0.044715) * h[i] * h[i] * h[i])))
+    else:
+        for i in range(h.size):
+            h[i] = max(h[i], f4(0)) * h[i]
+
+
+@compiled
+def gelu(x):
+    """x times the part of a normal distribution below x; the error function is 7.1.26 of Abramowitz and Stegun."""
+    z = abs(x) * f4(0.70710678)
+    t = f4(1) / (f4(1) + f4(0.3275911) * z)
+    poly = f4(1.061405429) * t - f4(1.453152027)
+    for coefficient in (f4(1.421413741), f4(-0.284496736), f4(0.254829592)):
+        poly = poly * t + coefficient
+    tail = f4(0.5) * poly * t * exp(-z * z)  # the part above |x|
+    return x * (f4(1) - tail) if x > 0 else x * tail
+
+
+@compiled
+def exp(x):
+    """e^x in steps that vector registers can take: a power of 2 times a polynomial, that of the Cephes library."""
+    bounded = min(max(x, f4(-87)), f4(88))
+    n = np.floor(bounded * f4(1.44269504) + f4(0.5))
+    r = bounded - n * f4(0.693359375) + n * f4(2.12194440e-4)
+    poly = f4(1.9875691500e-4)
+    for coefficient in (f4(1.3981999507e-3), f4(8.3334519073e-3), f4(4.1665795894e-2), f4(1.6666665459e-1),
+                        f4(5.0000001201e-1)):  # fmt: skip
+        poly = poly * r + coefficient
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (poly * r * r + r + f4(1)) * power + f4(0) * x  # the last term lets NaN through
+
+
+# ---- the threads: those that PyTorch has already ----
+
+ARRIVED, PHASE = 0, 8  # where in the shared numbers is what, each in a cache line of its own
+
+
+@compiled
+def meet(p, threads):
+    """Waits until all threads of the pass are here."""
+    if threads == 1:
+        return
+    state = carray(whole_at(p.state), (16,))
+    phase, spins = atomic_load(state, PHASE), 0
+    if atomic_add(state, ARRIVED, 1) == threads - 1:
+        atomic_store(state, ARRIVED, 0)
+        atomic_store(state, PHASE, phase + 1)
+    while atomic_load(state, PHASE) == phase:
+        spins += 1
+        if spins % 4096 == 0 and p.sched_yield:
+            call_at(p.sched_yield)
+
+
+def work(address):
+    """What each thread of a team does with the pass at an address."""
+    p = carray(pass_at(address), (1,))[0]
+    if p.omp_get_num_threads:
+        run(p, call_at(p.omp_get_thread_num), call_at(p.omp_get_num_threads))
+    else:
+        run(p, 0, 1)
+
+
+class Team:
+    """PyTorch's own threads (OpenMP), so that theirs and ours never wait for each other. Where its OpenMP is not GNU's,
+    as on macOS and Windows, a pass has one thread."""
+
+    def __init__(self):
+        self.work = cfunc(types.void(types.int64), cache=True, **how)(work)
+        self.one_pass = threading.Lock()
+        pytorch, libc = ctypes.CDLL(torch._C.__file__), ctypes.CDLL(None) if os.name == "posix" else None
+        self.functions = {name: function_at(pytorch, name) for name in ("omp_get_thread_num", "omp_get_num_threads")}
+        self.functions["sched_yield"] = function_at(libc, "sched_yield")
+        self.parallel = getattr(pytorch, "GOMP_parallel", None)  # function, its argument, threads, flags
+        if self.parallel:
+            self.parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+        else:
+            self.functions |= dict.fromkeys(self.functions, 0)
+
+    def run(self, address: int, threads: int) -> None:
+        """A pass, which lies at an address. While another one has the threads, it has one."""
+        if threads > 1 and self.parallel and self.one_pass.acquire(blocking=False):
+            try:
+                self.parallel(self.work.address, address, threads, 0)
+            finally:
+                self.one_pass.release()
+        else:
+            self.work.ctypes(address)
+
+
+def function_at(library: ctypes.CDLL | None, name: str) -> int:
+    function = getattr(library, name, None)
+    return ctypes.cast(function, ctypes.c_void_p).value if function else 0
+
+
+@functools.cache
+def team() -> Team:
+    """Compiles, or reads what an earlier process compiled."""
+    return Team()
+
+
+# ---- for Python ----
+
+
+class Loops(Decoder):
+    """The Decoder of a model and a cache that `suit`. More than LANES tokens at once are left to PyTorch."""
+
+    def __init__(self, model: GPT, cache: KVCache):
+        super().__init__(model, cache)
+        cfg, S_max = self.config, cache.k.size(3)
+        self.threads = torch.get_num_threads() if model.num_params(embeddings=False) >= WORTH_THREADS else 1
+        C, room = LANES * cfg.n_embd, 2 * LANES * cfg.n_embd + 2 * cfg.head_dim + S_max
+        room += -room % 16  # whole cache lines
+        sizes = {"x": C, "y": C, "qkv": LANES * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
+                 "h": 2 * LANES * cfg.ffn_width, "room": self.threads * room}  # fmt: skip
+        self.rows = {name: np.zeros(LANES, np.int64) for name in ("tokens", "texts", "positions", "state")}
+        self.layers, self.record = layers_of(model), np.zeros(1, Pass)
+        self.arrays = self.rows | {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+        modules = {"ln_emb": model.ln_emb, "ln_f": model.ln_f}
+        values = (
+            addresses(modules) | team().functions | {name: array.ctypes.data for name, array in self.arrays.items()}
+        )
+        values |= dict(
+            C=cfg.n_embd, H=cfg.n_head, G=cfg.kv_heads, D=cfg.head_dim, F=cfg.ffn_width, V=cfg.vocab_size, S_max=S_max,
+            layer_norm=cfg.norm == "layer", activation=ACTIVATIONS.index(cfg.activation), eps=cfg.norm_eps,
+            parallel=cfg.parallel_residual, qk_norm=cfg.qk_norm, embd_norm=cfg.embd_norm, n_layer=cfg.n_layer,
+            wte=model.wte.weight.data_ptr(), wpe=model.wpe.weight.data_ptr() if model.wpe else 0,
+            lm_head=model.lm_head.weight.data_ptr(), layers=self.layers.ctypes.data, room_size=room,
+        )  # fmt: skip
+        if self.rope is not None:
+            cos, sin = self.rope  # (1, S_max, 1, rotated), of which both halves are the same but for a sign
+            half = cos.size(-1) // 2
+            self.angles = cos[0, :, 0, :half].contiguous(), sin[0, :, 0, half:].contiguous()
+            values |= dict(rotated=2 * half, cos=self.angles[0].data_ptr(), sin=self.angles[1].data_ptr())
+        self._set(**values)
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """As `Decoder.hidden`."""
+        (B, T), lengths, cache = idx.shape, self.cache.lengths, self.cache
+        if B * T > LANES or max(lengths) + T > cache.k.size(3):
+            return super().hidden(idx)
+        self.rows["tokens"][: B * T] = idx.flatten().tolist()
+        self.rows["texts"][: B * T] = [text for text in range(B) for _ in range(T)]
+        self.rows["positions"][: B * T] = [length + t for length in lengths for t in range(T)]
+        out = torch.empty(B, T, self.config.n_embd)
+        self._run(B * T, out, only_head=False, B=B, k=cache.k.data_ptr(), v=cache.v.data_ptr())
+        cache.lengths = [length + T for length in lengths]
+        return out
+
+    def head(self, x: Tensor) -> Tensor:
+        """As `Decoder.head`."""
+        if len(x) > LANES:
+            return super().head(x)
+        x, logits = x.contiguous(), torch.empty(len(x), self.config.vocab_size)
+        self._run(len(x), logits, only_head=True, given=x.data_ptr())
+        return self.cap(logits)
+
+    def _run(self, rows: int, out: Tensor, **values: int) -> None:
+        self._set(R=rows, lanes=1 if rows == 1 else LANES, out=out.data_ptr(), **values)
+        team().run(self.record.ctypes.data, self.threads)
+
+    def _set(self, **values: float) -> None:
+        one = self.record[0]
+        for name, value in values.items():
+            one[name] = value
+
+
+def layers_of(model: GPT) -> np.ndarray:
+    """Where the weights of each layer are."""
+    layers = np.zeros(len(model.h), Layer)
+    for layer, block in zip(layers, model.h, strict=True):
+        modules = {
+            "ln_1": block.ln_1,
+            "c_attn": block.attn.c_attn,
+            "attn_proj": block.attn.c_proj,
+            "ln_2": block.ln_2,
+            "c_fc": block.mlp.c_fc,
+            "c_gate": getattr(block.mlp, "c_gate", None),
+            "mlp_proj": block.mlp.c_proj,
+        }
+        for name, address in addresses(modules).items():  # fmt: skip
+            layer[name] = address
+    return layers
+
+
+def addresses(modules: dict[str, nn.Module | None]) -> dict[str, int]:
+    """Where the weight and the bias of each module are, of those that have them."""
+    found = {f"{name}_{kind}": getattr(module, kind, None) for name, module in modules.items() for kind in
+             ("weight", "bias")}  # fmt: skip
+    return {name: tensor.data_ptr() for name, tensor in found.items() if tensor is not None}
+
+
+KINDS = {GPT, Block, CausalSelfAttention, MLP, Norm, nn.Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList}
+
+
+def suit(model: GPT, cache: KVCache) -> bool:
+    """Whether all is as the loops expect it: plain layers (no 8 bits, no adapters) in float32, in a CPU's memory."""
+    tensors = [cache.k, cache.v, *model.parameters()]
+    return all(type(module) in KINDS for module in model.modules()) and all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors
+    )
