@@ -270,7 +270,11 @@ class CachedBatch:
         T = max(map(len, windows))
         if T:
             padded = [window + [0] * (T - len(window)) for window in windows]
-            self.model.hidden(torch.tensor(padded, device=cache.k.device), cache)
+            idx = torch.tensor(padded, device=cache.k.device)
+            if cache is self.cache:
+                self.decoder.hidden(idx)
+            else:
+                self.model.hidden(idx, cache)
         cache.lengths = [len(window) for window in windows]
 
     def _refill(self, rows: list[int], starts: list[int]) -> None:

@@ -124,6 +124,20 @@ def call_at(typing, address):
     return types.int64(types.int64), codegen
 
 
+@intrinsic
+def ask_for(typing, address):
+    """Has memory bring the numbers at an address nearer."""
+
+    def codegen(context, builder, signature, args):
+        single, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, single, single, single])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [builder.inttoptr(args[0], byte), single(0), single(2), single(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 def lanes_product(outputs: int):
     """A function `(w, i, x, out)`: out (outputs, LANES) becomes w[i : i + outputs] (outputs, I) times x (I, LANES).
 
@@ -191,12 +205,11 @@ def run(p, thread, threads):
                 n_1[i, r] = given[r, i]
         lo, hi = share(p.V, OUTPUTS, thread, threads)
         linear(p.lm_head, 0, n_1, table(p.out, p.R, p.V).T, p.R, lo, hi, False)
-        meet(p, threads)
         return
     x, layers = table(p.x, p.C, p.lanes), carray(layers_at(p.layers), (p.n_layer,))
     if thread == 0:
         embed(p, x)
-    meet(p, threads)
+    meet(p, threads, p.x)
     for i in range(p.n_layer):
         layer = layers[i]
         norm(x, layer.ln_1_weight, layer.ln_1_bias, p, n_1)
@@ -205,7 +218,8 @@ def run(p, thread, threads):
         attention(p, layer, i, n_1, x, thread, threads)
         if not p.parallel:
             norm(x, layer.ln_2_weight, layer.ln_2_bias, p, n_2)
-        feed_forward(p, layer, n_2, x, thread, threads)
+        lo, _ = share((p.H + 2 * p.G) * p.D, OUTPUTS, thread, threads)
+        feed_forward(p, layer, n_2, x, thread, threads, layers[(i + 1) % p.n_layer].c_attn_weight + 4 * lo * p.C)
     if thread == 0:
         norm(x, p.ln_f_weight, p.ln_f_bias, p, n_1)
         out = table(p.out, p.R, p.C)
@@ -238,7 +252,9 @@ def attention(p, layer, i, n, x, thread, threads):
     k_layer, v_layer = p.k + 4 * i * p.B * G * p.S_max * D, p.v + 4 * i * p.B * G * p.S_max * D
     lo, hi = share((H + 2 * G) * D, OUTPUTS, thread, threads)
     linear(layer.c_attn_weight, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
-    meet(p, threads)
+    proj_lo, proj_hi = share(p.C, OUTPUTS, thread, threads)
+    proj = layer.attn_proj_weight + 4 * proj_lo * p.C
+    meet(p, threads, proj)
     lo, hi = share(p.R * G, 1, thread, threads)
     for job in range(lo, hi):
         r, g = job // G, job % G
@@ -247,7 +263,7 @@ def attention(p, layer, i, n, x, thread, threads):
         value = floats(v_layer + place, D)
         for j in range(D):
             value[j] = qkv[(H + G + g) * D + j, r]
-    meet(p, threads)
+    meet(p, threads, proj)
     room = p.room + 4 * (thread * p.room_size + 2 * p.C * p.lanes)
     q, gathered, weights = floats(room, D), floats(room + 4 * D, D), floats(room + 8 * D, p.S_max)
     lo, hi = share(p.R * H, 1, thread, threads)
@@ -258,14 +274,14 @@ def attention(p, layer, i, n, x, thread, threads):
         attend(q, table(k_layer + start, S, D), table(v_layer + start, S, D), weights, gathered)
         for j in range(D):
             y[h * D + j, r] = gathered[j]
-    meet(p, threads)
-    lo, hi = share(p.C, OUTPUTS, thread, threads)
-    linear(layer.attn_proj_weight, layer.attn_proj_bias, y, x, p.R, lo, hi, True)
-    meet(p, threads)
+    meet(p, threads, proj)
+    linear(layer.attn_proj_weight, layer.attn_proj_bias, y, x, p.R, proj_lo, proj_hi, True)
+    fc_lo, _ = share(p.F, OUTPUTS, thread, threads)
+    meet(p, threads, layer.c_fc_weight + 4 * fc_lo * p.C)
 
 
 @compiled
-def feed_forward(p, layer, n, x, thread, threads):
+def feed_forward(p, layer, n, x, thread, threads, ahead):
     lo, hi = share(p.F, OUTPUTS, thread, threads)
     start, size = 4 * lo * p.lanes, (hi - lo) * p.lanes  # this thread's part of h
     h, part = table(p.h, p.F, p.lanes), floats(p.h + start, size)
@@ -280,10 +296,10 @@ def feed_forward(p, layer, n, x, thread, threads):
             part[j] *= gate[j] / (f4(1) + exp(-gate[j]))
     else:
         activate(part, p.activation)
-    meet(p, threads)
     lo, hi = share(p.C, OUTPUTS, thread, threads)
+    meet(p, threads, layer.mlp_proj_weight + 4 * lo * p.F)
     linear(layer.mlp_proj_weight, layer.mlp_proj_bias, h, x, p.R, lo, hi, True)
-    meet(p, threads)
+    meet(p, threads, ahead)
 
 
 # ---- the pieces ----
@@ -308,53 +324,72 @@ def share(n, unit, thread, threads):
 
 @compiled
 def norm(x, weight, bias, p, out):
-    """Layer or RMS norm of each row of x (C, lanes) into out (C, lanes)."""
-    C = x.shape[0]
-    for r in range(p.R):
-        mean, square = f4(0), f4(0)
-        if p.layer_norm:
-            for i in range(C):
-                mean += x[i, r]
-            mean /= f4(C)
+    """Layer or RMS norm of each lane of x (C, lanes) into out (C, lanes)."""
+    C, lanes = x.shape
+    if lanes == 1:
+        norm_of_vector(x.reshape(C), weight, bias, p, out.reshape(C))
+        return
+    mean, scale = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    w, b = floats(weight, C), floats(bias, C)
+    if p.layer_norm:
         for i in range(C):
-            square += (x[i, r] - mean) * (x[i, r] - mean)
-        scale = f4(1) / np.sqrt(square / f4(C) + p.eps)
+            for r in range(lanes):
+                mean[r] += x[i, r] / f4(C)
+    for i in range(C):
+        for r in range(lanes):
+            scale[r] += (x[i, r] - mean[r]) * (x[i, r] - mean[r])
+    for r in range(lanes):
+        scale[r] = f4(1) / np.sqrt(scale[r] / f4(C) + p.eps)
+    for i in range(C):
+        by, plus = w[i] if weight else f4(1), b[i] if bias else f4(0)
+        for r in range(lanes):
+            out[i, r] = (x[i, r] - mean[r]) * scale[r] * by + plus
+
+
+@compiled
+def norm_of_vector(x, weight, bias, p, out):
+    C, mean, square = x.size, f4(0), f4(0)
+    if p.layer_norm:
         for i in range(C):
-            out[i, r] = (x[i, r] - mean) * scale
-        if weight:
-            w = floats(weight, C)
-            for i in range(C):
-                out[i, r] *= w[i]
-        if bias:
-            b = floats(bias, C)
-            for i in range(C):
-                out[i, r] += b[i]
+            mean += x[i]
+        mean /= f4(C)
+    for i in range(C):
+        square += (x[i] - mean) * (x[i] - mean)
+    scale = f4(1) / np.sqrt(square / f4(C) + p.eps)
+    for i in range(C):
+        out[i] = (x[i] - mean) * scale
+    if weight:
+        w = floats(weight, C)
+        for i in range(C):
+            out[i] *= w[i]
+    if bias:
+        b = floats(bias, C)
+        for i in range(C):
+            out[i] += b[i]
 
 
 @compiled
 def linear(weight, bias, x, out, rows, lo, hi, add):
     """Outputs lo to hi of a linear layer of x (I, lanes), put into out (O, rows or more) or added to it."""
     inputs, lanes = x.shape
-    w = table(weight, hi, inputs)
+    w, b = table(weight, hi, inputs), floats(bias, hi)
     if lanes == 1:
         product_of_vector(w, x.reshape(inputs), out, lo, hi, add)
-    else:
-        sums = np.empty((OUTPUTS, LANES), np.float32)
-        for i in range(lo, hi, OUTPUTS):
-            n = min(OUTPUTS, hi - i)
-            if n == OUTPUTS:
-                product_of_many(w, i, x, sums)
-            else:
-                for o in range(n):
-                    product_of_one(w, i + o, x, sums[o:])
+        for i in range(lo, hi if bias else lo):
+            out[i, 0] += b[i]
+        return
+    sums = np.empty((OUTPUTS, LANES), np.float32)
+    for i in range(lo, hi, OUTPUTS):
+        n = min(OUTPUTS, hi - i)
+        if n == OUTPUTS:
+            product_of_many(w, i, x, sums)
+        else:
             for o in range(n):
-                for r in range(rows):
-                    out[i + o, r] = out[i + o, r] + sums[o, r] if add else sums[o, r]
-    if bias:
-        b = floats(bias, hi)
-        for i in range(lo, hi):
+                product_of_one(w, i + o, x, sums[o:])
+        for o in range(n):
+            plus = b[i + o] if bias else f4(0)
             for r in range(rows):
-                out[i, r] += b[i]
+                out[i + o, r] = sums[o, r] + plus + (out[i + o, r] if add else f4(0))
 
 
 @compiled
@@ -433,7 +468,7 @@ def activate(h, kind):
             h[i] = gelu(h[i])
     elif kind == GELU_TANH:
         for i in range(h.size):
-            h[i] = h[i] / (f4(1) + exp(f4(-1.5957691216) * (h[i] + f4(0.044715) * h[i] * h[i] * h[i])))
+            h[i] = gelu_tanh(h[i])
     else:
         for i in range(h.size):
             h[i] = max(h[i], f4(0)) * h[i]
@@ -452,6 +487,11 @@ def gelu(x):
 
 
 @compiled
+def gelu_tanh(x):
+    return x / (f4(1) + exp(f4(-1.5957691216) * (x + f4(0.044715) * x * x * x)))
+
+
+@compiled
 def exp(x):
     """e^x in steps that vector registers can take: a power of 2 times a polynomial, that of the Cephes library."""
     bounded = min(max(x, f4(-87)), f4(88))
@@ -467,12 +507,13 @@ def exp(x):
 
 # ---- the threads: those that PyTorch has already ----
 
+AHEAD = 2**13  # cache lines, half a megabyte
 ARRIVED, PHASE = 0, 8  # where in the shared numbers is what, each in a cache line of its own
 
 
 @compiled
-def meet(p, threads):
-    """Waits until all threads of the pass are here."""
+def meet(p, threads, ahead):
+    """Waits until all threads of the pass are here. Who waits asks for what will be read next, from an address on."""
     if threads == 1:
         return
     state = carray(whole_at(p.state), (16,))
@@ -482,7 +523,9 @@ def meet(p, threads):
         atomic_store(state, PHASE, phase + 1)
     while atomic_load(state, PHASE) == phase:
         spins += 1
-        if spins % 4096 == 0 and p.sched_yield:
+        if spins < AHEAD:
+            ask_for(ahead + 64 * spins)
+        elif spins % 4096 == 0 and p.sched_yield:
             call_at(p.sched_yield)
 
 
