@@ -10,7 +10,7 @@ with top-k 200 as nanoGPT's sample.py does, each in a process of its own. Peers 
          be read for each token, at the rate of a plain read measured in the same turns.
 small    characters, one text and ten: the 500 tokens of sample.py, and a full context.
 batch    16 prompts at once against one after the other.
-context  milliseconds for a token after a short and after a long context.
+context  milliseconds for a token at the beginning and at the end of a context.
 """
 
 import argparse
@@ -128,17 +128,31 @@ class Late:
         return median(after - before for before, after in pairwise(came))
 
 
-def context(rounds: int, threads: int, tokens: int = 30) -> list[dict]:
-    """Small models with room for 1,024 tokens, and the 124M shape."""
+class LateNanoGPT(NanoGPT):
+    """The same for nanoGPT, which reads the context for each token."""
+
+    def __call__(self, context: int, tokens: int) -> float:
+        started = time.perf_counter()
+        super().__call__([[0] * context], tokens)
+        return (time.perf_counter() - started) / tokens
+
+
+def context(nanogpt: Path | None, rounds: int, threads: int, tokens: int = 16) -> list[dict]:
+    """From the beginning to the end of a context: that of nanoGPT's small models, and 1,024 tokens."""
     rows = []
-    shapes = {name: {**sizes, "block_size": 1024} for name, sizes in SMALL.items()}
-    for shape, sizes in (shapes | {"124M": dict(size="124m", vocab_size=50257)}).items():
+    long = {f"{name}, 1024": {**sizes, "block_size": 1024} for name, sizes in SMALL.items()}
+    for shape, sizes in (SMALL | long | {"124M": dict(size="124m", vocab_size=50257)}).items():
+        last = sizes.get("block_size", 1024) - tokens - 1
         with tempfile.TemporaryDirectory() as name:
             folder = random_folder(Path(name) / "model", **sizes)
-            with workers({"ours": (Late, folder)}, threads) as programs:
-                taken = {n: [programs["ours"](n, tokens) for _ in range(rounds)] for n in (64, 512, 990)}
-        rows.append({"model": shape, **{f"ms after {n} tokens": 1e3 * median(taken[n]) for n in taken},
-                     "last / first": ratio(taken, 990, 64)})  # fmt: skip
+            makers = {"ours": (Late, folder)} | ({"nanoGPT": (LateNanoGPT, folder, nanogpt)} if nanogpt else {})
+            with workers(makers, threads) as programs:
+                for program, work in programs.items():
+                    taken = {n: [work(n, tokens) for _ in range(rounds + 1)][1:] for n in (8, last)}
+                    rows.append({
+                        "model": shape, "program": program, "ms after 8 tokens": 1e3 * median(taken[8]),
+                        "ms at the end": 1e3 * median(taken[last]), "ratio": ratio(taken, last, 8),
+                    })  # fmt: skip
     return rows
 
 
@@ -154,7 +168,7 @@ def main() -> None:
         "124m": lambda: one_text(args.nanogpt, args.rounds, args.threads),
         "small": lambda: small_models(args.nanogpt, args.rounds, args.threads),
         "batch": lambda: batch(args.rounds, args.threads),
-        "context": lambda: context(args.rounds, args.threads),
+        "context": lambda: context(args.nanogpt, args.rounds, args.threads),
     }
     for name, rows in tables.items():
         if args.only in (None, name):

@@ -45,16 +45,19 @@ class Shape(NamedTuple):
     batch_size: int
     steps: int  # in each turn: about a second
     vocab_size: int = len(ALPHABET) + 1  # and end-of-text
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.n_layer}x{self.n_embd}, batch {self.batch_size}x{self.block_size}"
+        dropout = f", dropout {self.dropout}" if self.dropout else ""
+        return f"{self.n_layer}x{self.n_embd}, batch {self.batch_size}x{self.block_size}{dropout}"
 
 
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")  # fields of every GPT's config
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout")  # fields of every GPT's config
 SHAPES = [
     Shape(4, 4, 128, 64, 12, steps=20),
     Shape(6, 6, 384, 256, 8, steps=2),
+    Shape(6, 6, 384, 256, 8, steps=2, dropout=0.2),
     Shape(12, 12, 768, 1024, 1, steps=1, vocab_size=50304),
 ]
 SHAPES_CUDA = [Shape(12, 12, 768, 1024, 12, steps=20, vocab_size=50304)]
@@ -70,9 +73,9 @@ def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
     flags += ["--optim.name=adamw", "--optim.learning_rate=1e-3", "--data.tokenizer=char"]
     flags += [f"--batch_size={shape.batch_size}", f"--data.source={text}", f"--data.cache_dir={folder}"]
     config, parsed = parse(make_parser("train_step", ""), [*flags, f"--out_dir={folder / 'out'}"])
-    accelerator, _ = make_accelerator(config)
     source = open_source_of(config)
     gpt, tokenizer, _ = start(config, parsed, source)
+    accelerator, _ = make_accelerator(config, gpt.config)
     data, _ = load_data(config, source, tokenizer, gpt, quiet=True)
     return times(shape.steps, Trainer(config, gpt, tokenizer, data, accelerator, facts={}).train_step)
 
@@ -82,7 +85,7 @@ def nanogpt_steps(shape: Shape, folder: Path, checkout: Path) -> Callable[[], No
     module = nanogpt_module(checkout)
     B, T = shape.batch_size, shape.block_size
     sizes = {name: getattr(shape, name) for name in SIZES}
-    model = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False))
+    model = module.GPT(module.GPTConfig(**sizes, bias=False))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device)

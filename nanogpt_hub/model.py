@@ -49,7 +49,7 @@ class GPTConfig:
     embd_norm: bool = False  # normalise the embeddings before the first block
     tie_word_embeddings: bool = True  # the head is the embedding table, transposed (arXiv:1608.05859)
     logit_softcap: float = 0.0  # squeeze logits into (-cap, cap) by tanh; 0 leaves them alone
-    dropout: float = 0.0  # part of embeddings, attention weights and branches dropped in training
+    dropout: float = 0.0  # part of embeddings, attention's values and branches dropped in training
     init: Literal["gpt2", "neox", "nanochat"] = field(default="gpt2", compare=False)  # see init_weights; not saved
 
     @classmethod
@@ -216,10 +216,10 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (*qk.split((cfg.n_head, cfg.kv_heads), dim=2), v))  # (B, H or G, T, D)
         if context.kv_cache is not None:
             k, v = context.kv_cache.update(self.layer, k, v, context.positions)
+        v = F.dropout(v, cfg.dropout, self.training)  # not the weights: with those, CPUs have no fast kernel
         y = F.scaled_dot_product_attention(  # softmax(q k^T / sqrt(D)) v, never holding the (T, S) weights
-            q, k, v, attn_mask=context.mask, dropout_p=cfg.dropout if self.training else 0.0,
-            is_causal=context.is_causal, enable_gqa=cfg.kv_heads != cfg.n_head,
-        )  # fmt: skip
+            q, k, v, attn_mask=context.mask, is_causal=context.is_causal, enable_gqa=cfg.kv_heads != cfg.n_head
+        )
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from nanogpt_hub.checkpoint import load_model
 from train import pretrain
+from train.hardware import choose_precision
 from train.report import read_metrics
 from train.state import load_tensors, read_facts, save_state
 from train.trainer import LossOnly, Trainer
@@ -291,3 +292,12 @@ def test_another_runs_folder_is_not_overwritten_by_accident(plain, text, capsys)
     assert run(text, plain, "--model.dropout", "0.1", "--seed", "2") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert weights(plain) == before
+
+
+@pytest.mark.parametrize(
+    ("amx", "n_embd", "precision"), [(True, 128, "fp32"), (True, 256, "bf16"), (False, 768, "fp32")]
+)
+def test_a_cpu_computes_in_bf16_where_that_is_faster(amx, n_embd, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    assert choose_precision("auto", "cpu", n_embd)[0] == precision
+    assert choose_precision("fp32", "cpu", n_embd)[0] == "fp32"

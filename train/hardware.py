@@ -11,6 +11,7 @@ import torch
 from nanogpt_hub.model import GPTConfig
 from train.loss import count_chunks
 
+WIDE = 256  # n_embd from which on a CPU with AMX gains more by bf16 than it loses by the conversions
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,8 +28,9 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """fp32, bf16 or fp16, and why. Raises ValueError for a precision that the device would silently not use."""
+def choose_precision(asked: str, device: str, n_embd: int) -> tuple[str, str]:
+    """fp32, bf16 or fp16 for a model of this width, and why. Raises ValueError for a precision that the device would
+    silently not use."""
     if asked == "fp16" and device != "cuda":
         raise ValueError(f"precision fp16 needs a CUDA device (its loss scaling does nothing on {device}); use fp32")
     if asked == "bf16" and device == "mps":
@@ -36,8 +38,11 @@ def choose_precision(asked: str, device: str) -> tuple[str, str]:
     if asked != "auto":
         return asked, "as asked"
     if device == "cpu":
-        faster = "; for a wide model try bf16, which this CPU multiplies faster" if has_fast_bf16("cpu") else ""
-        return "fp32", f"on a CPU it is the safest{faster}"
+        if not has_fast_bf16("cpu"):
+            return "fp32", "the CPU is not fast at bf16"
+        if n_embd < WIDE:
+            return "fp32", f"below n_embd {WIDE} this CPU is no faster in bf16"
+        return "bf16", "the CPU has it (AMX)"
     if device == "mps":
         return "fp32", "on MPS the half precisions have given NaN and garbage"
     if has_fast_bf16("cuda"):

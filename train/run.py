@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import write_atomic
 from nanogpt_hub.convert import family_of
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.hub import resolve
-from nanogpt_hub.model import GPT
+from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.publish import fetch_state
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
@@ -82,20 +82,20 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     """Prepares everything, trains, and says what came of it."""
     out = Path(config.out_dir)
     state = find_state(out, parsed)
-    accelerator, device_line = make_accelerator(config)
-    say = accelerator.print
-    say(device_line)
-    sharing = Sharing(config.hub, out, say) if config.hub.repo_id and accelerator.is_main_process else None
+    processes = join_processes(config)
+    say = processes.print
+    sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
-    with accelerator.main_process_first():  # the others find the tokenizer and the shards in the cache
+    with processes.main_process_first():  # the others find the tokenizer and the shards in the cache
         gpt, tokenizer, base = make_start(config, parsed, source)
-        data, lines = load_data(config, source, tokenizer, gpt, quiet=not accelerator.is_main_process)
+        data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
+    accelerator, device_line = make_accelerator(config, gpt.config)
     command = command_line(parser.prog, argv)
     facts = lasting_facts(config, command, data, tokenizer, base)
     trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
     if state is not None:
         trainer.resume(state)
-    for line in (*lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
+    for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
         say(line)
     if trainer.progress.step >= config.max_steps:
         say(
@@ -127,15 +127,23 @@ def find_state(out: Path, parsed: Namespace) -> dict | None:
     return facts
 
 
-def make_accelerator(config: TrainConfig) -> tuple[Accelerator, str]:
-    """Accelerate on the device and in the precision that suit, and a line that says which and why."""
+def join_processes(config: TrainConfig) -> PartialState:
+    """This process among those of the run. Raises ValueError for a device, a precision or a tracker that is not there:
+    before any work."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ValueError("this trainer keeps the whole model on each device; launch without FSDP")
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"tracker {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
     device = choose_device(config.device)
-    precision, reason = choose_precision(config.precision, device)
+    choose_precision(config.precision, device, n_embd=0)
+    return PartialState(cpu=device == "cpu")
+
+
+def make_accelerator(config: TrainConfig, shape: GPTConfig) -> tuple[Accelerator, str]:
+    """Accelerate on the device and in the precision that suit the model, and a line that says which and why."""
+    device = choose_device(config.device)
+    precision, reason = choose_precision(config.precision, device, shape.n_embd)
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
