@@ -4,7 +4,8 @@
 
 DIR is a checkout of https://github.com/karpathy/nanoGPT; without it only our figures are shown. Each has a process of
 its own, because the trainer changes how its process allocates memory, and they take turns. A step is all of it: reading
-the batch, forward, backward, clipping, AdamW. The limit is the machine's rate of torch.mm, of which each uses a part.
+the batch, forward, backward, clipping, AdamW. The limit is the machine's rate of torch.mm in our precision: where our
+trainer takes bfloat16 by itself, as on CPUs with AMX for wide models, it is also shown in float32, nanoGPT's on a CPU.
 
 Where there is a CUDA device the step is that of nanoGPT's bench.py: 124M, batch 12, bfloat16, compiled, on both sides.
 """
@@ -27,7 +28,7 @@ from benchmarks.peers import nanogpt_module
 from nanogpt_hub.convert import empty_model
 from nanogpt_hub.model import GPTConfig
 from train.config import make_parser, parse
-from train.hardware import flops_per_token
+from train.hardware import DTYPES, choose_device, choose_precision, flops_per_token
 from train.pretrain import start
 from train.run import load_data, make_accelerator, open_source_of
 from train.trainer import Trainer
@@ -46,18 +47,25 @@ class Shape(NamedTuple):
     steps: int  # in each turn: about a second
     vocab_size: int = len(ALPHABET) + 1  # and end-of-text
     dropout: float = 0.0
+    asked: str = "auto"  # precision of our trainer; nanoGPT has float32 on a CPU
 
     @property
     def name(self) -> str:
         dropout = f", dropout {self.dropout}" if self.dropout else ""
         return f"{self.n_layer}x{self.n_embd}, batch {self.batch_size}x{self.block_size}{dropout}"
 
+    @property
+    def precision(self) -> str:
+        return choose_precision(self.asked, choose_device("auto"), self.n_embd)[0]
+
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout")  # fields of every GPT's config
 SHAPES = [
     Shape(4, 4, 128, 64, 12, steps=20),
     Shape(6, 6, 384, 256, 8, steps=2),
-    Shape(6, 6, 384, 256, 8, steps=2, dropout=0.2),
+    Shape(6, 6, 384, 256, 8, steps=2, asked="fp32"),
+    Shape(6, 6, 384, 256, 8, steps=2, dropout=0.2),  # nanoGPT's train_shakespeare_char
+    Shape(6, 6, 384, 256, 8, steps=2, dropout=0.2, asked="fp32"),
     Shape(12, 12, 768, 1024, 1, steps=1, vocab_size=50304),
 ]
 SHAPES_CUDA = [Shape(12, 12, 768, 1024, 12, steps=20, vocab_size=50304)]
@@ -72,6 +80,7 @@ def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
     flags = [f"--model.{name}={value}" for name, value in model.items()]
     flags += ["--optim.name=adamw", "--optim.learning_rate=1e-3", "--data.tokenizer=char"]
     flags += [f"--batch_size={shape.batch_size}", f"--data.source={text}", f"--data.cache_dir={folder}"]
+    flags += [f"--precision={shape.asked}"]
     config, parsed = parse(make_parser("train_step", ""), [*flags, f"--out_dir={folder / 'out'}"])
     source = open_source_of(config)
     gpt, tokenizer, _ = start(config, parsed, source)
@@ -121,13 +130,17 @@ def measure(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folde
     flops = flops_of(shape) * shape.steps * shape.batch_size * shape.block_size
     cuda = torch.cuda.is_available()
     n = 8192 if cuda else 1024
-    a = torch.randn(n, n, dtype=torch.bfloat16, device="cuda") if cuda else torch.randn(n, n)
+    a = torch.randn(n, n, dtype=DTYPES[shape.precision], device="cuda" if cuda else "cpu")
     products = max(1, round(flops / (2 * n**3)))  # as much work in matrix products alone
     with workers(makers, threads, trainers=("ours",)) as turns:
         turns["torch.mm"] = times(products, lambda: torch.mm(a, a))
         taken = alternate(turns, rounds, shape.name)
     tokens = shape.steps * shape.batch_size * shape.block_size
-    row = {"step": shape.name, **{f"{name} tokens/s": tokens / median(taken[name]) for name in makers}}
+    row = {
+        "step": shape.name,
+        "our precision": shape.precision,
+        **{f"{name} tokens/s": tokens / median(taken[name]) for name in makers},
+    }
     if nanogpt:
         row["ratio"] = ratio(taken, "nanoGPT", "ours")
     row["ours, part of the torch.mm rate"] = ratio(taken, "torch.mm", "ours")

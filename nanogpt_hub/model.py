@@ -208,12 +208,12 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         cfg = self.config
         qkv = self.c_attn(x).view(B, T, -1, cfg.head_dim)  # (B, T, H+2G, D)
-        qk, v = qkv.split((cfg.n_head + cfg.kv_heads, cfg.kv_heads), dim=2)
+        q, k, v = qkv.split((cfg.n_head, cfg.kv_heads, cfg.kv_heads), dim=2)
         if context.rope is not None:
-            qk = rotate(qk, *context.rope)
+            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if cfg.qk_norm:
-            qk = F.rms_norm(qk, (cfg.head_dim,), eps=cfg.norm_eps)
-        q, k, v = (t.transpose(1, 2) for t in (*qk.split((cfg.n_head, cfg.kv_heads), dim=2), v))  # (B, H or G, T, D)
+            q, k = (F.rms_norm(t, (cfg.head_dim,), eps=cfg.norm_eps) for t in (q, k))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H or G, T, D)
         if context.kv_cache is not None:
             k, v = context.kv_cache.update(self.layer, k, v, context.positions)
         v = F.dropout(v, cfg.dropout, self.training)  # not the weights: with those, CPUs have no fast kernel
