@@ -34,7 +34,7 @@ from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, KVCache, Nor
 
 LANES = 16  # float32 numbers in the widest registers (AVX512); a CPU with narrower ones takes several
 OUTPUTS = 8  # of a product, computed together: so many rows of weights are read at a time
-WORTH_THREADS = 2**19  # weights from which on it pays to wait for each other
+PER_THREAD = 2**18  # weights that are worth one more thread to wait for
 
 f4 = np.float32
 how = dict(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})  # NaN must stay NaN
@@ -585,7 +585,7 @@ class Loops(Decoder):
     def __init__(self, model: GPT, cache: KVCache):
         super().__init__(model, cache)
         cfg, S_max = self.config, cache.k.size(3)
-        self.threads = torch.get_num_threads() if model.num_params(embeddings=False) >= WORTH_THREADS else 1
+        self.threads = max(1, min(torch.get_num_threads(), model.num_params(embeddings=False) // PER_THREAD))
         C, room = LANES * cfg.n_embd, 2 * LANES * cfg.n_embd + 2 * cfg.head_dim + S_max
         room += -room % 16  # whole cache lines
         sizes = {"x": C, "y": C, "qkv": LANES * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
@@ -593,10 +593,8 @@ class Loops(Decoder):
         self.rows = {name: np.zeros(LANES, np.int64) for name in ("tokens", "texts", "positions", "state")}
         self.layers, self.record = layers_of(model), np.zeros(1, Pass)
         self.arrays = self.rows | {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-        modules = {"ln_emb": model.ln_emb, "ln_f": model.ln_f}
-        values = (
-            addresses(modules) | team().functions | {name: array.ctypes.data for name, array in self.arrays.items()}
-        )
+        values = {name: array.ctypes.data for name, array in self.arrays.items()} | team().functions
+        values |= addresses(ln_emb=model.ln_emb, ln_f=model.ln_f)
         values |= dict(
             C=cfg.n_embd, H=cfg.n_head, G=cfg.kv_heads, D=cfg.head_dim, F=cfg.ffn_width, V=cfg.vocab_size, S_max=S_max,
             layer_norm=cfg.norm == "layer", activation=ACTIVATIONS.index(cfg.activation), eps=cfg.norm_eps,
@@ -646,24 +644,18 @@ def layers_of(model: GPT) -> np.ndarray:
     """Where the weights of each layer are."""
     layers = np.zeros(len(model.h), Layer)
     for layer, block in zip(layers, model.h, strict=True):
-        modules = {
-            "ln_1": block.ln_1,
-            "c_attn": block.attn.c_attn,
-            "attn_proj": block.attn.c_proj,
-            "ln_2": block.ln_2,
-            "c_fc": block.mlp.c_fc,
-            "c_gate": getattr(block.mlp, "c_gate", None),
-            "mlp_proj": block.mlp.c_proj,
-        }
-        for name, address in addresses(modules).items():  # fmt: skip
+        found = addresses(
+            ln_1=block.ln_1, c_attn=block.attn.c_attn, attn_proj=block.attn.c_proj, ln_2=block.ln_2,
+            c_fc=block.mlp.c_fc, c_gate=getattr(block.mlp, "c_gate", None), mlp_proj=block.mlp.c_proj,
+        )  # fmt: skip
+        for name, address in found.items():
             layer[name] = address
     return layers
 
 
-def addresses(modules: dict[str, nn.Module | None]) -> dict[str, int]:
+def addresses(**modules: nn.Module | None) -> dict[str, int]:
     """Where the weight and the bias of each module are, of those that have them."""
-    found = {f"{name}_{kind}": getattr(module, kind, None) for name, module in modules.items() for kind in
-             ("weight", "bias")}  # fmt: skip
+    found = {f"{name}_{kind}": getattr(m, kind, None) for name, m in modules.items() for kind in ("weight", "bias")}
     return {name: tensor.data_ptr() for name, tensor in found.items() if tensor is not None}
 
 

@@ -22,7 +22,7 @@ ALL = [*VARIANTS, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n}threads")
 def threads(request, monkeypatch):
-    monkeypatch.setattr(loops, "WORTH_THREADS", 0)
+    monkeypatch.setattr(loops, "PER_THREAD", 1)
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(1)
