@@ -29,7 +29,7 @@ import torch
 
 from nanogpt_hub import views
 from nanogpt_hub.api import Api
-from nanogpt_hub.decode import compiler
+from nanogpt_hub.compiler import compiler
 from nanogpt_hub.generate import SamplingConfig
 from nanogpt_hub.hub import Resolved
 from nanogpt_hub.playground import Playground, Writing, explain

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nanogpt_hub.checkpoint import load_model, save_model
-from nanogpt_hub.decode import compiler
+from nanogpt_hub.compiler import compiler
 from nanogpt_hub.generate import SamplingConfig, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.quantize import quantize_int8

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import alternate, ratio, report
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.decode import compiler
+from nanogpt_hub.compiler import compiler
 from nanogpt_hub.generate import SamplingConfig, stream_tokens
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
 from nanogpt_hub.quantize import quantize_int8

@@ -7,16 +7,11 @@ With one token a pass, a small model spends most of its time on being asked the 
 norm, which positions, where in the cache. Here each is answered once, for all layers or for good, and the layers are
 called as functions. Read `GPT.hidden` in model.py for what is computed; this is the same, tested against it.
 
-On a CPU loops.py is faster still, but must be compiled first: `best_decoder` takes it once it is ready.
-
 Shape legend: that of model.py, and T = 1.
 """
 
-import threading
 import time
-import warnings
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -26,7 +21,6 @@ from torch import Tensor, nn
 from nanogpt_hub.model import GPT, MLP, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
-PATIENCE = 2.0  # seconds of steps after which a process is worth compiling for
 
 
 class Layer(NamedTuple):
@@ -41,6 +35,8 @@ class Layer(NamedTuple):
 
 class Decoder:
     """Continues the texts of a cache. The model must be in evaluation mode, and stay as it is."""
+
+    seconds = 0.0  # that all decoders of this process have computed for
 
     def __init__(self, model: GPT, cache: KVCache):
         self.model, self.cache, self.config = model, cache, model.config
@@ -101,7 +97,7 @@ class Decoder:
                 x = x + y
                 x = x + layer.mlp(layer.ln_2(x))
         cache.lengths = [length + 1 for length in lengths]
-        compiler.spent += time.perf_counter() - started
+        Decoder.seconds += time.perf_counter() - started
         return self.ln_f(x)[:, None]
 
     def head(self, x: Tensor) -> Tensor:
@@ -143,44 +139,3 @@ def feed_forward(mlp: MLP) -> Function:
         return lambda x: c_proj(c_fc(x).relu_().square_())
     approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
     return lambda x: c_proj(F.gelu(c_fc(x), approximate=approximate))
-
-
-# ---- the faster way ----
-
-
-class Compiler:
-    """Brings loops.py, in the background."""
-
-    def __init__(self):
-        self.loops: ModuleType | None = None  # once it is ready
-        self.spent, self.thread, self.lock = 0.0, None, threading.Lock()
-
-    def start(self) -> threading.Thread:
-        """Begins, if nobody has. It takes half a second, or ten on a machine where it is done for the first time."""
-        with self.lock:
-            if self.thread is None:  # no daemon: a process that ends in the middle of compiling may crash
-                self.thread = threading.Thread(target=self._compile, name="compile loops")
-                self.thread.start()
-        return self.thread
-
-    def _compile(self) -> None:
-        try:
-            from nanogpt_hub import loops
-
-            loops.team()
-            self.loops = loops
-        except ImportError:  # no Numba here
-            pass
-        except Exception as error:  # whatever a compiler may say: generation goes on as before
-            warnings.warn(f"generation goes on without compiled loops: {error}", RuntimeWarning, stacklevel=2)
-
-
-compiler = Compiler()
-
-
-def best_decoder(model: GPT, cache: KVCache) -> Decoder:
-    """The fastest Decoder that is ready, for this model and this cache."""
-    if compiler.spent > PATIENCE:
-        compiler.start()
-    loops = compiler.loops
-    return loops.Loops(model, cache) if loops and loops.suit(model, cache) else Decoder(model, cache)

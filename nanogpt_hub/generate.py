@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, Protocol, overload
 import torch
 from torch import Tensor
 
-from nanogpt_hub.decode import best_decoder
+from nanogpt_hub.compiler import best_decoder
 from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 

@@ -10,7 +10,7 @@ alone multiplies vectors, as fast as memory gives the weights. Several tokens (o
 by side in the lanes of vector registers, so that each weight that was read serves all of them.
 
 For what is computed read model.py; this is the same, tested against it. It is compiled when first used, which takes
-some seconds on a new machine and then half a one (Numba keeps the result), so decode.py sees to that on the side.
+some seconds on a new machine and then half a one (Numba keeps the result), so compiler.py sees to that on the side.
 
 Shape legend: that of model.py, and R rows: the tokens of a pass, B T of them. Activations are (C, lanes), where there
 is 1 lane for one row and else `LANES`, the surplus ones empty.

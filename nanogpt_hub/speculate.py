@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanogpt_hub.decode import best_decoder
+from nanogpt_hub.compiler import best_decoder
 from nanogpt_hub.generate import (
     Row,
     SamplingConfig,

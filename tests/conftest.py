@@ -29,20 +29,20 @@ if (SHARED / "tiktoken-cache").is_dir():
 import pytest
 import torch
 
-from nanogpt_hub import decode
+from nanogpt_hub import compiler
 
 torch.set_num_threads(1)
-decode.PATIENCE = math.inf  # compiled loops only where a test asks for them, so that each test has the same every time
+compiler.PATIENCE = math.inf  # compiled loops only where a test asks for them: the same every time
 
 
 @pytest.fixture(params=["decode", "loops"])
 def every_decoder(request, monkeypatch) -> None:
     """Generation by PyTorch, and by compiled loops."""
     if request.param == "loops":
-        decode.compiler.start().join()
-        assert decode.compiler.loops
+        compiler.compiler.start().join()
+        assert compiler.compiler.loops
     else:
-        monkeypatch.setattr(decode.compiler, "loops", None)
+        monkeypatch.setattr(compiler.compiler, "loops", None)
 
 
 @pytest.fixture
