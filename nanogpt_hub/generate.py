@@ -239,7 +239,7 @@ def generate_naive(model: GPT, ids: Sequence[int], config: SamplingConfig, vocab
 class CachedBatch:
     """The rows of a batch with the keys and values of their tokens: one step gives each row its next-token logits.
 
-    The cache holds all tokens of a row's window but the last, which the next step feeds.
+    The cache holds what each row's window begins with. The step feeds the rest: one token, or a window as a whole.
     """
 
     def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int):
@@ -248,16 +248,16 @@ class CachedBatch:
         longest = min(block_size, max(map(len, self.tokens)) + max_new_tokens)
         self.cache = KVCache(model.config, len(self.tokens), weight.device, weight.dtype, max_len=longest)
         self.decoder = best_decoder(model, self.cache)
-        self.starts = [window_start(len(tokens), block_size) for tokens in self.tokens]
-        self._prefill(self.cache, [t[start:-1] for t, start in zip(self.tokens, self.starts, strict=True)])
+        self.starts = [-1] * len(self.tokens)  # of the windows in the cache: none yet
 
     def next_logits(self) -> Tensor:
         """Logits (B, V) of the token that follows each row."""
         starts = [window_start(len(tokens), self.model.config.block_size) for tokens in self.tokens]
         if starts != self.starts:
-            self._refill([row for row, start in enumerate(starts) if start != self.starts[row]], starts)
-        last = torch.tensor([tokens[-1:] for tokens in self.tokens], device=self.cache.k.device)  # (B, 1)
-        return self.decoder.head(self.decoder.hidden(last)[:, -1])
+            self._move([row for row, start in enumerate(starts) if start != self.starts[row]], starts)
+        rows = zip(self.tokens, starts, self.cache.lengths, strict=True)
+        idx = torch.tensor([tokens[start + length :] for tokens, start, length in rows], device=self.cache.k.device)
+        return self.decoder.head(self.decoder.hidden(idx)[:, -1])  # (B, T) to (B, V)
 
     def keep(self, rows: list[int]) -> None:
         """Goes on with these rows only."""
@@ -265,29 +265,22 @@ class CachedBatch:
         self.cache.k, self.cache.v = self.cache.k[:, rows], self.cache.v[:, rows]
         self.cache.lengths = [self.cache.lengths[row] for row in rows]
 
-    def _prefill(self, cache: KVCache, windows: list[list[int]]) -> None:
-        """Runs the windows once, padded on the right to the longest; what the padding left is overwritten later."""
-        T = max(map(len, windows))
-        if T:
-            padded = [window + [0] * (T - len(window)) for window in windows]
-            idx = torch.tensor(padded, device=cache.k.device)
-            if cache is self.cache:
-                self.decoder.hidden(idx)
-            else:
-                self.model.hidden(idx, cache)
-        cache.lengths = [len(window) for window in windows]
-
-    def _refill(self, rows: list[int], starts: list[int]) -> None:
+    def _move(self, rows: list[int], starts: list[int]) -> None:
         """Moves the windows of some rows: their positions changed, so their part of the cache is computed anew."""
-        part, everyone = copy.copy(self.cache), len(rows) == len(self.tokens)
-        part.k, part.v = (t if everyone else t[:, rows] for t in (self.cache.k, self.cache.v))
-        part.lengths = [0] * len(rows)
-        self._prefill(part, [self.tokens[row][starts[row] : -1] for row in rows])
-        if not everyone:
-            self.cache.k[:, rows], self.cache.v[:, rows] = part.k, part.v
-        for row, length in zip(rows, part.lengths, strict=True):
-            self.cache.lengths[row] = length
         self.starts = starts
+        windows = [self.tokens[row][starts[row] :] for row in rows]
+        longest = max(map(len, windows))
+        if len(rows) == len(self.tokens) and min(map(len, windows)) == longest:
+            self.cache.lengths = [0] * len(rows)  # the step reads them whole
+            return
+        part = copy.copy(self.cache)
+        part.k, part.v, part.lengths = self.cache.k[:, rows], self.cache.v[:, rows], [0] * len(rows)
+        if longest > 1:  # all but the last token, padded on the right; what the padding leaves is overwritten later
+            padded = [window[:-1] + [0] * (longest - len(window)) for window in windows]
+            self.model.hidden(torch.tensor(padded, device=part.k.device), part)
+        self.cache.k[:, rows], self.cache.v[:, rows] = part.k, part.v
+        for row, window in zip(rows, windows, strict=True):
+            self.cache.lengths[row] = len(window) - 1
 
 
 # ---- tokens as records ----
