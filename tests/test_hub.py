@@ -570,7 +570,7 @@ def app_folder(tmp_path) -> Path:
 def test_a_space_has_what_the_app_needs_and_nothing_else(app_folder):
     files = collect_space(app_folder, REPO, preload="0" * 40)
     library = [path for path in (app_folder / "nanogpt_hub").rglob("*") if path.is_file() and path.name != "data.bin"]
-    names = {path.relative_to(app_folder).as_posix() for path in library if path.suffix != ".pyc"}
+    names = {path.relative_to(app_folder).as_posix() for path in library if "__pycache__" not in path.parts}
     assert set(files) == {"app.py", "requirements.txt", "README.md", *names}
     needed = files["requirements.txt"].decode().split()
     assert any(line.startswith("torch>=") for line in needed)
