@@ -591,7 +591,7 @@ class Loops(Decoder):
         sizes = {"x": C, "y": C, "qkv": LANES * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
                  "h": 2 * LANES * cfg.ffn_width, "room": self.threads * room}  # fmt: skip
         self.rows = {name: np.zeros(LANES, np.int64) for name in ("tokens", "texts", "positions", "state")}
-        self.layers, self.record = layers_of(model), np.zeros(1, Pass)
+        self.places, self.record = layers_of(model), np.zeros(1, Pass)
         self.arrays = self.rows | {name: np.zeros(size, np.float32) for name, size in sizes.items()}
         values = {name: array.ctypes.data for name, array in self.arrays.items()} | team().functions
         values |= addresses(ln_emb=model.ln_emb, ln_f=model.ln_f)
@@ -600,7 +600,7 @@ class Loops(Decoder):
             layer_norm=cfg.norm == "layer", activation=ACTIVATIONS.index(cfg.activation), eps=cfg.norm_eps,
             parallel=cfg.parallel_residual, qk_norm=cfg.qk_norm, embd_norm=cfg.embd_norm, n_layer=cfg.n_layer,
             wte=model.wte.weight.data_ptr(), wpe=model.wpe.weight.data_ptr() if model.wpe else 0,
-            lm_head=model.lm_head.weight.data_ptr(), layers=self.layers.ctypes.data, room_size=room,
+            lm_head=model.lm_head.weight.data_ptr(), layers=self.places.ctypes.data, room_size=room,
         )  # fmt: skip
         if self.rope is not None:
             cos, sin = self.rope  # (1, S_max, 1, rotated), of which both halves are the same but for a sign

@@ -107,6 +107,21 @@ def test_what_many_rows_left_does_not_decay():
     assert not ((left > 0) & (left < np.finfo(np.float32).tiny)).any()
 
 
+@pytest.mark.parametrize("different", [False, True])
+@torch.inference_mode()
+def test_more_rows_than_lanes_are_left_to_pytorch(different):
+    model, rows = make(), loops.LANES + 3
+    caches = [KVCache(model.config, rows) for _ in range(2)]
+    decoder, idx = loops.Loops(model, caches[1]), torch.randint(51, (rows, 9))
+    for cache in caches:
+        model.hidden(idx[:, :7], cache)
+        cache.lengths = [7 - different * (row % 3) for row in range(rows)]
+    for piece in idx[:, 7:].split(1, dim=1):
+        expected = model.hidden(piece, caches[0])
+        equal(decoder.hidden(piece), expected)
+        equal(decoder.head(expected[:, -1]), model.head(expected[:, -1]))
+
+
 @torch.inference_mode()
 def test_more_tokens_than_fit_are_refused():
     model = make()
