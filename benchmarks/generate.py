@@ -148,7 +148,8 @@ def context(nanogpt: Path | None, rounds: int, threads: int, tokens: int = 16) -
             makers = {"ours": (Late, folder)} | ({"nanoGPT": (LateNanoGPT, folder, nanogpt)} if nanogpt else {})
             with workers(makers, threads) as programs:
                 for program, work in programs.items():
-                    taken = {n: [work(n, tokens) for _ in range(rounds + 1)][1:] for n in (8, last)}
+                    pairs = [(work(8, tokens), work(last, tokens)) for _ in range(rounds + 1)][1:]
+                    taken = dict(zip((8, last), zip(*pairs, strict=True), strict=True))
                     rows.append({
                         "model": shape, "program": program, "ms after 8 tokens": 1e3 * median(taken[8]),
                         "ms at the end": 1e3 * median(taken[last]), "ratio": ratio(taken, last, 8),

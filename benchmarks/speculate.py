@@ -58,9 +58,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    compiler.start().join()
     if args.draft and not args.model:
         parser.error("--draft needs a --model")
+    compiler.start().join()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.model:

@@ -124,15 +124,20 @@ def call_at(typing, address):
     return types.int64(types.int64), codegen
 
 
+def prefetch(builder, place, nearness: int) -> None:
+    """Asks memory for what is at a place (bytes), into the cache of a core: 3 the first, 2 the second."""
+    single = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [place.type, single, single, single])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [place, single(0), single(nearness), single(1)])
+
+
 @intrinsic
 def ask_for(typing, address):
     """Has memory bring the numbers at an address nearer."""
 
     def codegen(context, builder, signature, args):
-        single, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, single, single, single])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(prefetch, [builder.inttoptr(args[0], byte), single(0), single(2), single(1)])
+        prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), 2)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -157,15 +162,13 @@ def lanes_product(outputs: int):
             builder.store(ir.Constant(vector, [0.0] * LANES), total)
         kind = ir.FunctionType(vector, [vector] * 3)
         fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
-        kind = ir.FunctionType(ir.VoidType(), [byte, single, single, single])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         count = builder.sdiv(builder.add(width, index(line - 1)), index(line))
         with cgutils.for_range(builder, count) as lines:
             start = builder.mul(lines.index, index(line))
             left = builder.sub(width, start)
             for row in rows:
                 ahead = builder.gep(row, [builder.add(start, builder.mul(width, index(outputs)))])
-                builder.call(prefetch, [builder.bitcast(ahead, byte), single(0), single(3), single(1)])
+                prefetch(builder, builder.bitcast(ahead, byte), 3)
             here = builder.select(builder.icmp_signed("<", left, index(line)), left, index(line))
             with cgutils.for_range(builder, here) as loop:
                 k = builder.add(start, loop.index)
@@ -230,7 +233,7 @@ def run(p, thread, threads):
 
 @compiled
 def embed(p, x):
-    tokens, positions = carray(whole_at(p.tokens), (p.R,)), carray(whole_at(p.positions), (p.R,))
+    tokens, positions = whole(p.tokens, p.R), whole(p.positions, p.R)
     for r in range(p.R):
         embedding = floats(p.wte + 4 * p.C * tokens[r], p.C)
         for i in range(p.C):
@@ -248,7 +251,7 @@ def attention(p, layer, i, n, x, thread, threads):
     """Adds to x what attention finds, having put the keys and values of all rows into the cache of layer i."""
     H, G, D = p.H, p.G, p.D
     qkv, y = table(p.qkv, (H + 2 * G) * D, p.lanes), table(p.y, p.C, p.lanes)
-    texts, positions = carray(whole_at(p.texts), (p.R,)), carray(whole_at(p.positions), (p.R,))
+    texts, positions = whole(p.texts, p.R), whole(p.positions, p.R)
     k_layer, v_layer = p.k + 4 * i * p.B * G * p.S_max * D, p.v + 4 * i * p.B * G * p.S_max * D
     lo, hi = share((H + 2 * G) * D, OUTPUTS, thread, threads)
     linear(layer.c_attn_weight, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
@@ -308,6 +311,11 @@ def feed_forward(p, layer, n, x, thread, threads, ahead):
 @compiled
 def floats(address, n):
     return carray(floats_at(address), (n,))
+
+
+@compiled
+def whole(address, n):
+    return carray(whole_at(address), (n,))
 
 
 @compiled
@@ -516,7 +524,7 @@ def meet(p, threads, ahead):
     """Waits until all threads of the pass are here. Who waits asks for what will be read next, from an address on."""
     if threads == 1:
         return
-    state = carray(whole_at(p.state), (16,))
+    state = whole(p.state, 16)
     phase, spins = atomic_load(state, PHASE), 0
     if atomic_add(state, ARRIVED, 1) == threads - 1:
         atomic_store(state, ARRIVED, 0)
