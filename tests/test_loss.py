@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from train import loss
 from train.hardware import bytes_kept_by_block, seed_dropout, training_bytes
-from train.trainer import LossOnly
+from train.trainer import LossOnly, count_targets
 
 V, T = 97, 16
 CONFIG = GPTConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=32)
@@ -57,12 +57,16 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], relative: 
         assert (got[name] - grad).norm() <= relative * grad.norm(), name
 
 
+def mean_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
+    return loss.summed_loss(gpt, idx, targets) / count_targets(targets)
+
+
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"tied={c.tie_word_embeddings} cap={c.logit_softcap}")
 def test_chunked_loss_and_gradients_are_the_plain_ones(config, chunked):
     gpt, (idx, targets) = model(config), batch()
     plain = gpt(idx, targets)[1]
     expected = gradients(gpt, plain)
-    got = loss.mean_loss(gpt, idx, targets)
+    got = mean_loss(gpt, idx, targets)
     assert got.item() == pytest.approx(plain.item(), rel=1e-6)
     assert_close(gradients(gpt, got), expected, 2e-6)
 
@@ -87,7 +91,7 @@ def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, chunke
     with torch.autocast("cpu", dtype=dtype):
         x = gpt.hidden(idx)
         plain = gpt(idx, targets)[1]
-        got = loss.mean_loss(gpt, idx, targets)
+        got = mean_loss(gpt, idx, targets)
     assert x.dtype == got.dtype == torch.float32
     far = {name: (grad - truth[name]).norm() for name, grad in gradients(gpt, plain).items()}
     for name, grad in gradients(gpt, got).items():
@@ -97,15 +101,15 @@ def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, chunke
 
 def test_a_loss_scaler_changes_nothing_and_finds_what_is_not_finite(chunked):
     gpt, (idx, targets) = model(CONFIG), batch()
-    expected = gradients(gpt, loss.mean_loss(gpt, idx, targets))
+    expected = gradients(gpt, mean_loss(gpt, idx, targets))
     expected = {name: grad.clone() for name, grad in expected.items()}
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
     with torch.autocast("cpu", enabled=False):
-        scaled = gradients(gpt, scaler.scale(loss.mean_loss(gpt, idx, targets)))
+        scaled = gradients(gpt, scaler.scale(mean_loss(gpt, idx, targets)))
     scaler.unscale_(optimizer)
     assert_close(scaled, expected, 1e-6)
-    gradients(gpt, scaler.scale(loss.mean_loss(gpt, idx, targets)) * torch.inf)
+    gradients(gpt, scaler.scale(mean_loss(gpt, idx, targets)) * torch.inf)
     scaler.update()
     scaler.step(optimizer)
     scaler.update()
@@ -116,7 +120,7 @@ def test_a_loss_scaler_changes_nothing_and_finds_what_is_not_finite(chunked):
 def test_a_batch_without_targets_counts_for_nothing(monkeypatch, size):
     monkeypatch.setattr(loss, "CHUNK", size)
     gpt, (idx, targets) = model(CONFIG), batch()
-    value = loss.mean_loss(gpt, idx, torch.full_like(targets, IGNORE_INDEX))
+    value = loss.summed_loss(gpt, idx, torch.full_like(targets, IGNORE_INDEX))
     assert value.item() == 0
     assert all(float(grad.abs().max()) == 0 for grad in gradients(gpt, value).values())
 
@@ -125,9 +129,8 @@ def test_accumulated_parts_are_the_whole(chunked):
     gpt, (idx, targets) = model(CONFIG), batch()
     expected = {name: g.clone() for name, g in gradients(gpt, gpt(idx, targets)[1]).items()}
     gpt.zero_grad()
-    n = (targets != IGNORE_INDEX).sum()
     for row, aims in zip(idx.split(1), targets.split(1), strict=True):
-        (loss.mean_loss(gpt, row, aims) * (aims != IGNORE_INDEX).sum() / n).backward()
+        (loss.summed_loss(gpt, row, aims) / count_targets(targets)).backward()
     assert_close({name: p.grad for name, p in gpt.named_parameters()}, expected, 2e-6)
 
 
@@ -137,14 +140,14 @@ def test_a_frozen_head_and_no_gradients_at_all(chunked):
     del expected["lm_head.weight"]
     gpt.lm_head.weight.requires_grad_(False)
     gpt.lm_head.weight.grad = None
-    assert_close(gradients(gpt, loss.mean_loss(gpt, idx, targets)), expected, 2e-6)
+    assert_close(gradients(gpt, mean_loss(gpt, idx, targets)), expected, 2e-6)
     with torch.no_grad():
-        assert not loss.mean_loss(gpt, idx, targets).requires_grad
+        assert not mean_loss(gpt, idx, targets).requires_grad
 
 
 def test_a_second_backward_pass_is_refused(chunked):
     gpt, (idx, targets) = model(CONFIG), batch()
-    value = loss.mean_loss(gpt, idx, targets)
+    value = mean_loss(gpt, idx, targets)
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
@@ -154,12 +157,12 @@ def test_a_target_beyond_the_vocabulary_is_an_error(chunked):
     gpt, (idx, targets) = model(CONFIG), batch()
     targets[2, 3] = V
     with pytest.raises((IndexError, RuntimeError)):
-        loss.mean_loss(gpt, idx, targets)
+        mean_loss(gpt, idx, targets)
 
 
 def test_compiles_as_one_graph(chunked):
     gpt, (idx, targets) = model(VARIANTS[-1]), batch()
-    value = loss.mean_loss(gpt, idx, targets)
+    value = loss.summed_loss(gpt, idx, targets)
     expected = {name: g.clone() for name, g in gradients(gpt, value).items()}
     compiled = LossOnly(gpt)
     compiled.compile(backend="aot_eager", fullgraph=True)
@@ -192,7 +195,7 @@ def test_the_logits_never_exist_all_at_once(chunked):
         gpt(idx, targets)[1].backward()
     assert plain.rows == 3 * T
     with MostLogits() as mine:
-        loss.mean_loss(gpt, idx, targets).backward()
+        mean_loss(gpt, idx, targets).backward()
     assert mine.rows == 8  # the transposed head, (n_embd, V); the chunks have 7
 
 
@@ -226,7 +229,7 @@ def test_recomputed_blocks_run_twice_in_training_and_once_elsewhere():
     calls = []
     gpt.h[0].attn.register_forward_hook(lambda *_: calls.append(1))
     loss.recompute_blocks(gpt)
-    loss.mean_loss(gpt, idx, targets).backward()
+    mean_loss(gpt, idx, targets).backward()
     assert len(calls) == 2
     with torch.no_grad():
         gpt(idx)

@@ -19,8 +19,10 @@ import math
 import os
 import shutil
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,7 @@ SHARD_TOKENS = 100_000_000
 BATCH_CHARS = 2**20  # text encoded at a time
 SAMPLE_TOKENS = 2**24  # how many tokens the frequencies of a longer range are counted in
 
-Rows = slice | range  # which rows of a batch
-ALL = slice(None)
+ALL = slice(None)  # rows of a batch
 Pieces = list[tuple[str, bool]]  # of documents; True with the last piece of one
 
 
@@ -222,7 +223,7 @@ class TokenRange:
 
     def __init__(self, shards: list[np.ndarray], start: int, stop: int):
         self.shards, self.start, self.stop = shards, start, stop
-        self.ends = np.cumsum([len(shard) for shard in shards])  # stream position behind each shard
+        self.ends = list(accumulate(map(len, shards)))  # stream position behind each shard
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -231,8 +232,8 @@ class TokenRange:
         """Tokens [start, start + length) of this range, counted from its own beginning; read-only."""
         assert 0 <= start < start + length <= len(self)
         start += self.start
-        shard = int(np.searchsorted(self.ends, start, side="right"))
-        at = start - (int(self.ends[shard]) - len(self.shards[shard]))
+        shard = bisect_right(self.ends, start)
+        at = start - (self.ends[shard] - len(self.shards[shard]))
         part = self.shards[shard][at : at + length]
         if len(part) == length:
             return part
@@ -286,15 +287,12 @@ class Order:
             self._drawn = (epoch, generator.random(), generator.permutation(self.count))
         return self._drawn[1:]
 
-    def examples(self, step: int, batch_size: int, rows: Rows = ALL) -> tuple[np.ndarray, np.ndarray]:
-        """The phases and the examples, each (B,), of those rows of a batch that are asked for."""
-        epochs, places = np.divmod(step * batch_size + np.arange(batch_size, dtype=np.int64)[rows], self.count)
-        phases, examples = np.empty(len(epochs)), np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            mine = epochs == epoch
-            phases[mine], permutation = self.draw(epoch)
-            examples[mine] = permutation[places[mine]]
-        return phases, examples
+    def examples(self, step: int, batch_size: int, rows: slice = ALL) -> Iterator[tuple[float, int]]:
+        """Phase and example of each row of a batch that is asked for."""
+        for place in range(step * batch_size, (step + 1) * batch_size)[rows]:
+            epoch, place_in_epoch = divmod(place, self.count)
+            phase, permutation = self.draw(epoch)
+            yield phase, int(permutation[place_in_epoch])
 
 
 class Batches:
@@ -318,24 +316,24 @@ class Batches:
         """Epochs seen after `step` batches."""
         return step * batch_size / len(self)
 
-    def batch(self, step: int, batch_size: int, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
 
         The same for the same seed and step, whoever asks: parts put together again are the whole.
         """
-        phases, windows = self.order.examples(step, batch_size, rows)
-        starts = windows * self.block_size - (phases * self.block_size).astype(np.int64)
-        starts = np.clip(starts, 0, len(self.tokens) - self.block_size - 1)
-        return read_windows(self.tokens, starts, self.block_size)
+        T, last = self.block_size, len(self.tokens) - self.block_size - 1
+        examples = self.order.examples(step, batch_size, rows)
+        starts = [min(max(0, window * T - int(phase * T)), last) for phase, window in examples]
+        return read_windows(self.tokens, starts, T)
 
 
-def read_windows(tokens: TokenRange, starts: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
-    """Windows from `starts` (B,) on as (idx, targets), each (B, T) int64; targets are idx moved on by one."""
-    windows = np.empty((len(starts), block_size + 1), dtype=np.int64)
-    for row, start in enumerate(starts.tolist()):
-        windows[row] = tokens.read(start, block_size + 1)
-    both = torch.from_numpy(windows)
-    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+def read_windows(tokens: TokenRange, starts: list[int], block_size: int) -> tuple[Tensor, Tensor]:
+    """Windows from each of `starts` on as (idx, targets), each (B, T) int64; targets are idx moved on by one."""
+    both = np.empty((2, len(starts), block_size), dtype=np.int64)
+    for row, start in enumerate(starts):
+        window = tokens.read(start, block_size + 1)
+        both[0, row], both[1, row] = window[:-1], window[1:]
+    return torch.from_numpy(both).unbind()
 
 
 class EvalWindows:
@@ -355,11 +353,11 @@ class EvalWindows:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def read(self, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+    def read(self, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """(idx, targets), each (B, T) int64, of all windows or the `rows` of them that are asked for."""
         starts = self.windows[rows] * self.block_size
         pushed = np.minimum(starts, len(self.tokens) - self.block_size - 1)
-        idx, targets = read_windows(self.tokens, pushed, self.block_size)
+        idx, targets = read_windows(self.tokens, pushed.tolist(), self.block_size)
         for row, repeated in enumerate((starts - pushed).tolist()):
             targets[row, :repeated] = IGNORE_INDEX
         return idx, targets

@@ -1,6 +1,6 @@
-"""The loss as the trainers compute it: hidden states in, mean cross entropy out, the logits never held all at once.
+"""The loss as the trainers compute it: token ids in, summed cross entropy out, the logits never held all at once.
 
-    loss = mean_loss(gpt, idx, targets)
+    loss = summed_loss(gpt, idx, targets)
 
 For a vocabulary of 50,000 the logits and their gradient in float32 outweigh all else that a training step keeps. Where
 they are that large, they are made for some tokens at a time, and the gradients that the head will ask for are taken
@@ -22,19 +22,17 @@ from nanogpt_hub.model import GPT, IGNORE_INDEX
 CHUNK = 2**27  # bytes of logits in float32 that are made at once; where all are fewer, the plain loss does
 
 
-def mean_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy in nats of targets (B, T) given idx (B, T), as `gpt(idx, targets)[1]`.
+def summed_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats of targets (B, T) given idx (B, T), summed: `gpt(idx, targets)[1]` times their number.
 
-    Only where every target is `IGNORE_INDEX` the two differ: here the loss is 0, so that such a part of a batch counts
-    for nothing; the mean of nothing is not a number.
+    Targets of `IGNORE_INDEX` do not count; where all are, the loss is 0. A sum, so that of the parts of a batch each
+    counts for as much as it has targets.
     """
     x, targets = gpt.hidden(idx).flatten(0, 1), targets.flatten()  # (B * T, C), (B * T)
     n_chunks = count_chunks(len(targets), gpt.config.vocab_size)
     if n_chunks == 1:
-        total = F.cross_entropy(gpt.head(x).float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-    else:
-        total = chunked_cross_entropy(x, gpt.lm_head.weight, targets, gpt.config.logit_softcap, n_chunks)
-    return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+        return F.cross_entropy(gpt.head(x).float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return chunked_cross_entropy(x, gpt.lm_head.weight, targets, gpt.config.logit_softcap, n_chunks)
 
 
 def count_chunks(n_tokens: int, vocab_size: int) -> int:

@@ -38,7 +38,6 @@ from nanogpt_hub.tokenizer import Tokenizer
 from train.chat import ChatTemplate, Encoded
 from train.config import DataConfig, TrainConfig
 from train.data import ALL, Data, Order, unigram_loss
-from train.data import Rows as BatchRows
 from train.report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
@@ -339,12 +338,13 @@ class RowBatches:
         """Epochs seen after `step` batches."""
         return step * batch_size / len(self)
 
-    def batch(self, step: int, batch_size: int, rows: BatchRows = ALL) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
 
         The same for the same seed and step, whoever asks; T is what the longest of the rows asked for needs.
         """
-        return self.rows.padded(self.order.examples(step, batch_size, rows)[1], self.block_size)
+        indices = np.array([index for _, index in self.order.examples(step, batch_size, rows)])
+        return self.rows.padded(indices, self.block_size)
 
 
 def load_rows(

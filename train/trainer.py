@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
 from nanogpt_hub.card import RunFacts, write_card
@@ -42,7 +42,7 @@ from train.hardware import (
     training_bytes,
 )
 from train.lora import without_adapters
-from train.loss import mean_loss, recompute_blocks
+from train.loss import recompute_blocks, summed_loss
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
 from train.sharing import Sharing
@@ -76,7 +76,11 @@ class LossOnly(nn.Module):
         self.gpt = gpt
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        return mean_loss(self.gpt, idx, targets)
+        return summed_loss(self.gpt, idx, targets)
+
+
+def count_targets(targets: Tensor) -> int:
+    return int((targets != IGNORE_INDEX).sum())
 
 
 class Interrupt:
@@ -126,7 +130,9 @@ class Trainer:
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
         if config.activation_checkpointing:
             recompute_blocks(gpt)
-        self.loss_of, self.optimizer = accelerator.prepare(LossOnly(gpt), optimizer)
+        self.loss_of, prepared = accelerator.prepare(LossOnly(gpt), optimizer)
+        # Accelerate's wrapper serves its loss scaler; without one each of its steps would search the disk for packages.
+        self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision)
         if self.device.type == "cpu":
@@ -208,20 +214,19 @@ class Trainer:
         seed = (cfg.seed * 1_000_003 + p.step) * 65_537 + self.rank
         seed_dropout(self.device.type, seed)  # dropout depends on nothing else
         micro_batches = list(self._micro_batches(p.step))
-        counts = [int((targets != IGNORE_INDEX).sum()) for _, targets in micro_batches]
-        n_targets = int(self._sum(sum(counts)))
+        n_targets = int(self._sum(sum(count_targets(targets) for _, targets in micro_batches)))
         loss = 0.0
-        for i, ((idx, targets), count) in enumerate(zip(micro_batches, counts, strict=True)):
+        for i, (idx, targets) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss_of):
-                # A micro-batch weighs as many targets as it has; times world, because DDP takes the processes' mean.
-                part = self.loss_of(idx.to(self.device), targets.to(self.device)) * (count / n_targets)
-                self.accelerator.backward(part * self.world)
+                part = self.loss_of(idx.to(self.device), targets.to(self.device)) / n_targets
+                self.accelerator.backward(part * self.world)  # times world: DDP takes the processes' mean
             loss += part.detach()
         loss = float(self._sum(loss))
         norm = self._clip(loss)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained:  # zero_grad does no more, in ten times as long
+            parameter.grad = None
         p.step += 1
         p.tokens += n_targets
         rate = scale * cfg.optim.learning_rate
@@ -239,7 +244,8 @@ class Trainer:
         scaled = self.accelerator.scaler is not None
         if scaled:
             self.accelerator.unscale_gradients()
-        total = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        norms = torch._foreach_norm([p.grad for p in self.trained if p.grad is not None])
+        total = torch.linalg.vector_norm(torch.stack(norms))
         norm = float(total)
         if norm > clip:
             clip_grads_with_norm_(self.trained, clip, total)
@@ -261,9 +267,8 @@ class Trainer:
         for first in range(self.rank * size, len(self.data.val[0]), size * self.world):
             idx, targets = (t[first : first + size].to(self.device) for t in self.data.val)
             with self.accelerator.autocast():
-                loss = mean_loss(self.gpt, idx, targets)
-            count = int((targets != IGNORE_INDEX).sum())
-            total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+                loss = summed_loss(self.gpt, idx, targets)
+            total += torch.tensor([float(loss), count_targets(targets)], dtype=torch.float64)
         loss_sum, count = self._sum(total).tolist()
         if self.accelerator.is_main_process and self.config.eval.sample_tokens:
             self._write_sample()
