@@ -1,6 +1,7 @@
 """Which way to generate: the fastest that is ready.
 
     decoder = best_decoder(model, cache)         # loops.py, once it is compiled and where it suits, else decode.py
+    choose = best_chooser(device)                # that of choice.py, once it is compiled, or None
     compiler.start().join()                      # have it compiled now, and wait for that
 
 Compiling begins by itself, in the background, in a process that has generated for a while. Without Numba, or where it
@@ -9,7 +10,10 @@ fails, everything works as before.
 
 import threading
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+
+import torch
 
 from nanogpt_hub.decode import Decoder
 from nanogpt_hub.model import GPT, KVCache
@@ -18,10 +22,11 @@ PATIENCE = 2.0  # seconds of generation after which a process is worth compiling
 
 
 class Compiler:
-    """Brings loops.py, in the background."""
+    """Brings loops.py and choice.py, in the background."""
 
     def __init__(self):
-        self.loops: ModuleType | None = None  # once it is ready
+        self.loops: ModuleType | None = None  # once they are ready
+        self.choice: ModuleType | None = None
         self.thread, self.lock = None, threading.Lock()
 
     def start(self) -> threading.Thread:
@@ -34,10 +39,11 @@ class Compiler:
 
     def _compile(self) -> None:
         try:
-            from nanogpt_hub import loops
+            from nanogpt_hub import choice, loops
 
             loops.team()
-            self.loops = loops
+            choice.chooser()
+            self.loops, self.choice = loops, choice
         except ImportError:  # no Numba here
             pass
         except Exception as error:  # whatever a compiler may say: generation goes on as before
@@ -53,3 +59,8 @@ def best_decoder(model: GPT, cache: KVCache) -> Decoder:
         compiler.start()
     loops = compiler.loops
     return loops.Loops(model, cache) if loops and loops.suit(model, cache) else Decoder(model, cache)
+
+
+def best_chooser(device: torch.device) -> Callable | None:
+    """choice.choose, once it is compiled, for logits on a CPU."""
+    return compiler.choice.choose if compiler.choice and device.type == "cpu" else None

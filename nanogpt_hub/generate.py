@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, Protocol, overload
 import torch
 from torch import Tensor
 
-from nanogpt_hub.compiler import best_decoder
+from nanogpt_hub.compiler import best_chooser, best_decoder
 from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
@@ -382,12 +382,31 @@ class Row:
 
 
 def draw(
-    logits: Tensor, config: SamplingConfig, batch: Sequence[Sequence[int]], uniform: Tensor, alternatives: int = 0
+    logits: Tensor,
+    vocab_size: int,
+    config: SamplingConfig,
+    batch: Sequence[Sequence[int]],
+    uniform: Tensor,
+    alternatives: int = 0,
 ) -> list[Drawn]:
-    """What follows each of a batch of texts, by its logits (B, V) and its random number, `uniform` (B, 1).
+    """What follows each of a batch of texts, by the model's logits (B, V) for it and its random number in `uniform`
+    (B, 1), among the first `vocab_size` ids. Raises ValueError for NaN."""
+    choose = best_chooser(logits.device) if config.top_p == 1 and config.repetition_penalty == 1 else None
+    if choose:
+        temperature = config.temperature if config.temperature >= GREEDY_BELOW else 0.0
+        drawn = choose(logits, vocab_size, uniform, temperature, config.top_k or 0, config.min_p, alternatives)
+    else:
+        drawn = draw_by_stages(usable_logits(logits, vocab_size), config, batch, uniform, alternatives)
+    drawn = [Drawn(id, logprob, prob, tuple(map(Alternative._make, likely))) for id, logprob, prob, likely in drawn]
+    if any(math.isnan(each.logprob) for each in drawn):
+        raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
+    return drawn
 
-    Raises ValueError for NaN.
-    """
+
+def draw_by_stages(
+    logits: Tensor, config: SamplingConfig, batch: Sequence[Sequence[int]], uniform: Tensor, alternatives: int
+) -> Iterator[tuple[int, float, float, list[tuple[int, float, float]]]]:
+    """The fields of `Drawn` for each row of usable logits (B, V), by `sampler_stages`."""
     seen, logprobs = None, logits.log_softmax(-1)  # (B, V)
     if config.repetition_penalty != 1:
         seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
@@ -396,13 +415,9 @@ def draw(
     place = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
     ids = place if known is None else known.gather(1, place)
     columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, place))]
-    if any(map(math.isnan, columns[1])):
-        raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
-    if not alternatives:
-        return list(map(Drawn, *columns))
-    if known is not None:
+    if alternatives and known is not None:
         probs = torch.zeros_like(logits).scatter(1, known, probs)
-    return list(map(Drawn, *columns, likeliest(logprobs, probs, alternatives)))
+    return zip(*columns, likeliest(logprobs, probs, alternatives) if alternatives else [[]] * len(logits), strict=True)
 
 
 def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:
@@ -414,11 +429,11 @@ def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:
     return None if (values[:, k] == values[:, k - 1]).any() else ids[:, :k].sort(-1).values
 
 
-def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[tuple[Alternative, ...]]:
-    """The `n` tokens of each row that the model finds likeliest, and with what probability they could be drawn."""
+def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[list[tuple[int, float, float]]]:
+    """The `n` tokens of each row that the model finds likeliest, as the fields of `Alternative`."""
     top = logprobs.topk(min(n, logprobs.size(-1)))
     columns = top.indices.tolist(), top.values.exp().tolist(), probs.gather(1, top.indices).tolist()
-    return [tuple(map(Alternative, *row)) for row in zip(*columns, strict=True)]
+    return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 # ---- the public ways in ----
@@ -471,7 +486,7 @@ def _stream(
         with inference(model):
             batch = batch or CachedBatch(model, prompts, config.max_new_tokens)
             uniform = torch.stack([torch.rand(1, generator=row.generator) for row in rows])  # (B, 1)
-            drawn = draw(usable_logits(batch.next_logits(), vocab_size), config, batch.tokens, uniform, n)
+            drawn = draw(batch.next_logits(), vocab_size, config, batch.tokens, uniform, n)
         late = time.monotonic() >= deadline
         for row, tokens, choice in zip(rows, batch.tokens, drawn, strict=True):
             tokens.append(choice[0])

@@ -562,15 +562,15 @@ class Team:
         else:
             self.functions |= dict.fromkeys(self.functions, 0)
 
-    def run(self, address: int, threads: int) -> None:
-        """A pass, which lies at an address. While another one has the threads, it has one."""
+    def run(self, function, address: int, threads: int) -> None:
+        """A compiled function in each thread, of what lies at an address. While another has the threads, it has one."""
         if threads > 1 and self.parallel and self.one_pass.acquire(blocking=False):
             try:
-                self.parallel(self.work.address, address, threads, 0)
+                self.parallel(function.address, address, threads, 0)
             finally:
                 self.one_pass.release()
         else:
-            self.work.ctypes(address)
+            function.ctypes(address)
 
 
 def function_at(library: ctypes.CDLL | None, name: str) -> int:
@@ -640,7 +640,7 @@ class Loops(Decoder):
 
     def _run(self, rows: int, out: Tensor, **values: int) -> None:
         self._set(R=rows, lanes=1 if rows == 1 else LANES, out=out.data_ptr(), **values)
-        team().run(self.record.ctypes.data, self.threads)
+        team().run(team().work, self.record.ctypes.data, self.threads)
 
     def _set(self, **values: float) -> None:
         one = self.record[0]

@@ -29,7 +29,6 @@ from nanogpt_hub.generate import (
     check_ids,
     draw,
     inference,
-    usable_logits,
     window_start,
 )
 from nanogpt_hub.model import GPT, KVCache
@@ -113,8 +112,8 @@ class SmallModel:
         text = list(tokens)
         with inference(self.reader.model):
             for number in uniform:
-                logits = usable_logits(self.reader.logits(text), self.vocab_size)
-                text.append(draw(logits, self.config, [text], number[None])[0].id)
+                logits = self.reader.logits(text)
+                text.append(draw(logits, self.vocab_size, self.config, [text], number[None])[0].id)
         return text[len(tokens) :]
 
 
@@ -186,8 +185,9 @@ class Speculator:
                 numbers += [torch.rand(1, generator=row.generator) for _ in range(k + 1 - len(numbers))]
                 uniform = torch.stack(numbers[: k + 1])  # (k + 1, 1)
                 guess = guesser.guess(tokens, uniform[:k]) if k else []
-                logits = usable_logits(reader.logits(tokens + guess, k + 1), vocab_size)
-                drawn = draw(logits, config, [tokens + guess[:i] for i in range(k + 1)], uniform, alternatives)
+                logits = reader.logits(tokens + guess, k + 1)
+                texts = [tokens + guess[:i] for i in range(k + 1)]
+                drawn = draw(logits, vocab_size, config, texts, uniform, alternatives)
             right = next((i for i, id in enumerate(guess) if id != drawn[i].id), k)
             if kind is not None:
                 pace.learn(kind, k, right)

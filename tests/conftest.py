@@ -43,6 +43,7 @@ def every_decoder(request, monkeypatch) -> None:
         assert compiler.compiler.loops
     else:
         monkeypatch.setattr(compiler.compiler, "loops", None)
+        monkeypatch.setattr(compiler.compiler, "choice", None)
 
 
 @pytest.fixture

@@ -199,10 +199,10 @@ def test_a_large_vocabulary_is_narrowed_to_the_top_k_first(settings, monkeypatch
     assert only_top_k(logits[:7], config.top_k) is not None
     assert only_top_k(logits[:8], 5) is None
     for rows in (logits[:7], logits):
-        quick = draw(rows, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
+        quick = draw(rows, 1000, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
         with monkeypatch.context() as patch:
             patch.setitem(draw.__globals__, "only_top_k", lambda logits, k: None)
-            plain = draw(rows, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
+            plain = draw(rows, 1000, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
         assert [d.id for d in quick] == [d.id for d in plain]
         for a, b in zip(quick, plain, strict=True):
             assert a[1:3] == pytest.approx(b[1:3])

@@ -225,7 +225,7 @@ class Trainer:
         loss = float(self._sum(loss))
         norm = self._clip(loss)
         self.optimizer.step()
-        for parameter in self.trained:  # zero_grad does no more, in ten times as long
+        for parameter in self.trained:  # as zero_grad, but for what a profiler would like to know
             parameter.grad = None
         p.step += 1
         p.tokens += n_targets
