@@ -7,19 +7,18 @@ a twentieth of one of GPT-2's. For what is computed read `sampler_stages` and `p
 tested against them.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, from_dtype, njit
 from torch import Tensor
 
-from nanogpt_hub.loops import call_at, compiled, exp, f4, floats, how, pointer_to, record, share, table, team
+from nanogpt_hub.loops import compiled, exp, f4, floats, how, place_in_team, pointer_to, record, share, table, team
 
 f8 = np.float64
-LARGEST = f4(1e30)  # infinite logits become this: finite when divided by any temperature, so never inf - inf
+LARGEST = f4(1e30)  # LARGEST_LOGIT of generate.py: infinite logits become this, so that there is never inf - inf
 without_nan = njit(error_model="numpy", fastmath=how["fastmath"] | {"nnan"})  # the largest of several at a time
 
 # A token, its probability for the model itself (of the one that is chosen the logarithm), and that after the samplers.
@@ -38,10 +37,8 @@ choice_at, found_at = pointer_to(from_dtype(Choice)), pointer_to(from_dtype(Foun
 def work(address):
     """What each thread of a team does with the choices at an address."""
     p = carray(choice_at(address), (1,))[0]
-    if p.omp_get_num_threads:
-        lo, hi = share(p.R, 1, call_at(p.omp_get_thread_num), call_at(p.omp_get_num_threads))
-    else:
-        lo, hi = 0, p.R
+    thread, threads = place_in_team(p)
+    lo, hi = share(p.R, 1, thread, threads)
     for r in range(lo, hi):
         choose_for_row(p, r)
 
@@ -95,19 +92,22 @@ def peaks_of(logits, size):
     """The largest of each `size` logits, side by side."""
     peaks = np.empty((logits.size + size - 1) // size, np.float32)
     for b in range(peaks.size):
-        peak = logits[b * size]
-        for i in range(b * size, min(logits.size, (b + 1) * size)):
-            peak = max(peak, logits[i])
-        peaks[b] = peak
+        peaks[b] = largest_of(logits[b * size : (b + 1) * size])
     return peaks
 
 
 @without_nan
-def largest_of(peaks):
-    top = peaks[0]
-    for peak in peaks:
-        top = max(top, peak)
+def largest_of(logits):
+    top = logits[0]
+    for logit in logits:
+        top = max(top, logit)
     return top
+
+
+@compiled
+def below(b, size, logits):
+    """The ids of the logits of which peak b is the largest."""
+    return range(b * size, min(logits.size, (b + 1) * size))
 
 
 @compiled
@@ -119,7 +119,7 @@ def kth_largest(logits, peaks, size, k):
     found, n = np.empty(logits.size, np.float32), 0
     for b in range(peaks.size):
         if peaks[b] >= bound:
-            for i in range(b * size, min(logits.size, (b + 1) * size)):
+            for i in below(b, size, logits):
                 if logits[i] >= bound:
                     found[n] = logits[i]
                     n += 1
@@ -162,13 +162,13 @@ def draw(logits, peaks, size, threshold, p, uniform):
     weights, total = np.zeros(peaks.size, np.float64), f8(0)  # of the logits below each peak
     for b in range(peaks.size):
         if peaks[b] >= threshold:
-            for i in range(b * size, min(logits.size, (b + 1) * size)):
+            for i in below(b, size, logits):
                 weights[b] += weight_of(logits[i], threshold, p)
         total += weights[b]
     goal, reach, found = uniform * total, f8(0), 0
     for b in range(peaks.size):
         if reach + weights[b] > goal:
-            for i in range(b * size, min(logits.size, (b + 1) * size)):
+            for i in below(b, size, logits):
                 weight = weight_of(logits[i], threshold, p)
                 if weight > 0:
                     found = i
@@ -187,7 +187,7 @@ def find_likeliest(logits, peaks, size, found):
     for b in range(peaks.size):
         if n == 0 or (held == n and peaks[b] <= found[n - 1].own):
             continue
-        for i in range(b * size, min(logits.size, (b + 1) * size)):
+        for i in below(b, size, logits):
             if held == n and logits[i] <= found[n - 1].own:
                 continue
             held = min(held + 1, n)
@@ -199,12 +199,6 @@ def find_likeliest(logits, peaks, size, found):
 
 
 # ---- for Python ----
-
-
-@functools.cache
-def chooser():
-    """Compiles, or reads what an earlier process compiled."""
-    return cfunc(types.void(types.int64), cache=True, **how)(work)
 
 
 def choose(
@@ -225,5 +219,5 @@ def choose(
         B, V, vocab_size, top_k, n, logits.data_ptr(), uniform.data_ptr(), chosen.ctypes.data, likeliest.ctypes.data,
         *functions, temperature, math.log(min_p) if min_p else -math.inf,
     )  # fmt: skip
-    team().run(chooser(), one.ctypes.data, min(B, torch.get_num_threads()))
+    team().run(work, one.ctypes.data, min(B, torch.get_num_threads()))
     return ((*row, others) for row, others in zip(chosen.tolist(), likeliest.tolist(), strict=True))

@@ -30,7 +30,7 @@ class Compiler:
         self.thread, self.lock = None, threading.Lock()
 
     def start(self) -> threading.Thread:
-        """Begins, if nobody has. It takes half a second, or ten on a machine where it is done for the first time."""
+        """Begins, if nobody has. It takes half a second, or twelve on a machine where it is done for the first time."""
         with self.lock:
             if self.thread is None:  # no daemon: a process that ends in the middle of compiling may crash
                 self.thread = threading.Thread(target=self._compile, name="compile loops")
@@ -42,7 +42,8 @@ class Compiler:
             from nanogpt_hub import choice, loops
 
             loops.team()
-            choice.chooser()
+            for module in (loops, choice):
+                loops.for_threads(module.work)
             self.loops, self.choice = loops, choice
         except ImportError:  # no Numba here
             pass

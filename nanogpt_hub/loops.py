@@ -540,10 +540,16 @@ def meet(p, threads, ahead):
 def work(address):
     """What each thread of a team does with the pass at an address."""
     p = carray(pass_at(address), (1,))[0]
+    thread, threads = place_in_team(p)
+    run(p, thread, threads)
+
+
+@compiled
+def place_in_team(p):
+    """The number of this thread, and how many there are."""
     if p.omp_get_num_threads:
-        run(p, call_at(p.omp_get_thread_num), call_at(p.omp_get_num_threads))
-    else:
-        run(p, 0, 1)
+        return call_at(p.omp_get_thread_num), call_at(p.omp_get_num_threads)
+    return 0, 1
 
 
 class Team:
@@ -551,7 +557,6 @@ class Team:
     as on macOS and Windows, a pass has one thread."""
 
     def __init__(self):
-        self.work = cfunc(types.void(types.int64), cache=True, **how)(work)
         self.one_pass = threading.Lock()
         pytorch, libc = ctypes.CDLL(torch._C.__file__), ctypes.CDLL(None) if os.name == "posix" else None
         self.functions = {name: function_at(pytorch, name) for name in ("omp_get_thread_num", "omp_get_num_threads")}
@@ -562,8 +567,9 @@ class Team:
         else:
             self.functions |= dict.fromkeys(self.functions, 0)
 
-    def run(self, function, address: int, threads: int) -> None:
-        """A compiled function in each thread, of what lies at an address. While another has the threads, it has one."""
+    def run(self, work, address: int, threads: int) -> None:
+        """Some work, in each thread, on what lies at an address. While another has the threads, it has one."""
+        function = for_threads(work)
         if threads > 1 and self.parallel and self.one_pass.acquire(blocking=False):
             try:
                 self.parallel(function.address, address, threads, 0)
@@ -580,8 +586,13 @@ def function_at(library: ctypes.CDLL | None, name: str) -> int:
 
 @functools.cache
 def team() -> Team:
-    """Compiles, or reads what an earlier process compiled."""
     return Team()
+
+
+@functools.cache
+def for_threads(work):
+    """Compiles what each thread of a team is to do, or reads what an earlier process compiled."""
+    return cfunc(types.void(types.int64), cache=True, **how)(work)
 
 
 # ---- for Python ----
@@ -640,7 +651,7 @@ class Loops(Decoder):
 
     def _run(self, rows: int, out: Tensor, **values: int) -> None:
         self._set(R=rows, lanes=1 if rows == 1 else LANES, out=out.data_ptr(), **values)
-        team().run(team().work, self.record.ctypes.data, self.threads)
+        team().run(work, self.record.ctypes.data, self.threads)
 
     def _set(self, **values: float) -> None:
         one = self.record[0]

@@ -13,9 +13,12 @@ from nanogpt_hub.generate import Drawn, SamplingConfig, draw, draw_by_stages, us
 BEFORE_ONE = 1 - 2**-24  # the largest random number
 
 
-@pytest.fixture(autouse=True)
-def compiled():
+@pytest.fixture(autouse=True, params=[1, 3], ids=lambda n: f"{n}threads")
+def threads(request):
     compiler.compiler.start().join()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
 
 
 def random_logits(rows: int, V: int, seed: int = 0) -> torch.Tensor:
@@ -97,7 +100,7 @@ def test_nan_is_an_error(place, config):
         draw(logits, 64, config, [[0]] * 2, torch.rand(2, 1))
 
 
-def test_half_precision_and_rows_that_lie_apart(monkeypatch):
+def test_half_precision_and_rows_that_lie_apart():
     logits = random_logits(65, 8).T.bfloat16()  # (8, 65)
     both(logits, torch.rand(8, 1), SamplingConfig(top_k=9), 65, n=2)
 

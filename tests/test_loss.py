@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from train import loss
 from train.hardware import bytes_kept_by_block, seed_dropout, training_bytes
-from train.trainer import LossOnly, count_targets
+from train.trainer import LossOnly
 
 V, T = 97, 16
 CONFIG = GPTConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=32)
@@ -58,7 +58,7 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], relative: 
 
 
 def mean_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
-    return loss.summed_loss(gpt, idx, targets) / count_targets(targets)
+    return loss.summed_loss(gpt, idx, targets) / loss.count_targets(targets)
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"tied={c.tie_word_embeddings} cap={c.logit_softcap}")
@@ -130,7 +130,7 @@ def test_accumulated_parts_are_the_whole(chunked):
     expected = {name: g.clone() for name, g in gradients(gpt, gpt(idx, targets)[1]).items()}
     gpt.zero_grad()
     for row, aims in zip(idx.split(1), targets.split(1), strict=True):
-        (loss.summed_loss(gpt, row, aims) / count_targets(targets)).backward()
+        (loss.summed_loss(gpt, row, aims) / loss.count_targets(targets)).backward()
     assert_close({name: p.grad for name, p in gpt.named_parameters()}, expected, 2e-6)
 
 

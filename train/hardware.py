@@ -28,13 +28,17 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def choose_precision(asked: str, device: str, n_embd: int) -> tuple[str, str]:
-    """fp32, bf16 or fp16 for a model of this width, and why. Raises ValueError for a precision that the device would
-    silently not use."""
+def check_precision(asked: str, device: str) -> None:
+    """Raises ValueError for a precision that the device would silently not use."""
     if asked == "fp16" and device != "cuda":
         raise ValueError(f"precision fp16 needs a CUDA device (its loss scaling does nothing on {device}); use fp32")
     if asked == "bf16" and device == "mps":
         raise ValueError("precision bf16 is not reliable on MPS; use fp32")
+
+
+def choose_precision(asked: str, device: str, n_embd: int) -> tuple[str, str]:
+    """fp32, bf16 or fp16 for a model of this width, and why. Raises ValueError as `check_precision` does."""
+    check_precision(asked, device)
     if asked != "auto":
         return asked, "as asked"
     if device == "cpu":

@@ -35,6 +35,11 @@ def summed_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
     return chunked_cross_entropy(x, gpt.lm_head.weight, targets, gpt.config.logit_softcap, n_chunks)
 
 
+def count_targets(targets: Tensor) -> int:
+    """How many targets count: what a `summed_loss` is the sum of."""
+    return int((targets != IGNORE_INDEX).sum())
+
+
 def count_chunks(n_tokens: int, vocab_size: int) -> int:
     """In how many pieces the logits of so many tokens are made; 1 is the plain loss."""
     return max(1, math.ceil(4 * n_tokens * vocab_size / CHUNK))

@@ -27,7 +27,7 @@ from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
-from train.hardware import choose_device, choose_precision, device_name, memory_bytes
+from train.hardware import check_precision, choose_device, choose_precision, device_name, memory_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
 from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
@@ -136,7 +136,7 @@ def join_processes(config: TrainConfig) -> PartialState:
     if missing:
         raise ValueError(f"tracker {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
     device = choose_device(config.device)
-    choose_precision(config.precision, device, n_embd=0)
+    check_precision(config.precision, device)
     return PartialState(cpu=device == "cpu")
 
 

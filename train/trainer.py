@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nanogpt_hub.card import RunFacts, write_card
 from nanogpt_hub.checkpoint import save_model, write_atomic
 from nanogpt_hub.generate import SamplingConfig, generate
-from nanogpt_hub.model import GPT, IGNORE_INDEX
+from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.config import TrainConfig
 from train.data import Data
@@ -42,7 +42,7 @@ from train.hardware import (
     training_bytes,
 )
 from train.lora import without_adapters
-from train.loss import recompute_blocks, summed_loss
+from train.loss import count_targets, recompute_blocks, summed_loss
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
 from train.sharing import Sharing
@@ -77,10 +77,6 @@ class LossOnly(nn.Module):
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
         return summed_loss(self.gpt, idx, targets)
-
-
-def count_targets(targets: Tensor) -> int:
-    return int((targets != IGNORE_INDEX).sum())
 
 
 class Interrupt:
@@ -225,8 +221,7 @@ class Trainer:
         loss = float(self._sum(loss))
         norm = self._clip(loss)
         self.optimizer.step()
-        for parameter in self.trained:  # as zero_grad, but for what a profiler would like to know
-            parameter.grad = None
+        self._clear_gradients()
         p.step += 1
         p.tokens += n_targets
         rate = scale * cfg.optim.learning_rate
@@ -255,6 +250,11 @@ class Trainer:
                 f"good weights are in {self.out}; try a lower learning rate, more warm-up, or --precision fp32"
             )
         return norm
+
+    def _clear_gradients(self) -> None:
+        """As the optimizer's zero_grad, but for its marks for a profiler, which a small step would notice."""
+        for parameter in self.trained:
+            parameter.grad = None
 
     # ---- looking at it --------------------------------------------------------------------------------------------
 
@@ -418,7 +418,7 @@ class Trainer:
                 "or --model.size"
             ) from error
         self.micro = next(m for m in range(self.micro // 2, 0, -1) if self.config.batch_size % m == 0)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         steps = self.config.batch_size // self.micro
@@ -435,7 +435,7 @@ class Trainer:
         try:
             self.loss_of.compile(dynamic=False)
             self.loss_of(probe, probe).backward()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
         except Exception as error:
             if is_out_of_memory(error):
                 return  # the first step will find a micro-batch that fits
