@@ -1,11 +1,13 @@
 """One training step, tokens per second: the trainer's own against nanoGPT's loop, the same architecture in both.
 
-    python -m benchmarks.train_step [--nanogpt DIR] [--rounds 7] [--threads N]
+    python -m benchmarks.train_step [--nanogpt DIR] [--launches 3] [--rounds 4] [--threads N]
 
 DIR is a checkout of https://github.com/karpathy/nanoGPT; without it only our figures are shown. Each has a process of
-its own, because the trainer changes how its process allocates memory, and they take turns. A step is all of it: reading
-the batch, forward, backward, clipping, AdamW. The limit is the machine's rate of torch.mm in our precision: where our
-trainer takes bfloat16 by itself, as on CPUs with AMX for wide models, it is also shown in float32, nanoGPT's on a CPU.
+its own, because the trainer changes how its process allocates memory, and they take turns; `launches` times anew,
+because where its memory happens to lie makes a process up to a quarter slower for as long as it lives. A step is all of
+it: reading the batch, forward, backward, clipping, AdamW. The limit is the machine's rate of torch.mm in our precision:
+where our trainer takes bfloat16 by itself, as on CPUs that are fast at it, it is also shown in float32, nanoGPT's on a
+CPU.
 
 Where there is a CUDA device the step is that of nanoGPT's bench.py: 124M, batch 12, bfloat16, compiled, on both sides.
 """
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.common import alternate, ratio, report, times, workers
+from benchmarks.common import Taken, alternate, ratio, report, times, workers
 from benchmarks.peers import nanogpt_module
 from nanogpt_hub.convert import empty_model
 from nanogpt_hub.model import GPTConfig
@@ -62,6 +64,7 @@ class Shape(NamedTuple):
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout")  # fields of every GPT's config
 SHAPES = [
     Shape(4, 4, 128, 64, 12, steps=20),
+    Shape(4, 4, 128, 64, 12, steps=20, asked="fp32"),
     Shape(6, 6, 384, 256, 8, steps=2),
     Shape(6, 6, 384, 256, 8, steps=2, asked="fp32"),
     Shape(6, 6, 384, 256, 8, steps=2, dropout=0.2),  # nanoGPT's train_shakespeare_char
@@ -122,8 +125,27 @@ def nanogpt_steps(shape: Shape, folder: Path, checkout: Path) -> Callable[[], No
     return times(shape.steps, step)
 
 
-def measure(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folder: Path) -> dict[str, object]:
-    """Tokens per second of both, medians over the rounds, and the median of the ratios within a round."""
+def measure(shape: Shape, nanogpt: Path | None, launches: int, rounds: int, threads: int) -> dict[str, object]:
+    """Tokens per second of both, medians over all rounds, and the median of the ratios within a round."""
+    parts = []
+    for number in range(launches):
+        with tempfile.TemporaryDirectory() as folder:  # a run's text is its own
+            parts.append(launch(shape, nanogpt, rounds, threads, Path(folder), f"{shape.name}, launch {number + 1}"))
+    taken = {name: [seconds for part in parts for seconds in part[name]] for name in parts[0]}
+    tokens = shape.steps * shape.batch_size * shape.block_size
+    row = {
+        "step": shape.name,
+        "our precision": shape.precision,
+        **{f"{name} tokens/s": tokens / median(taken[name]) for name in taken if name != "torch.mm"},
+    }
+    if nanogpt:
+        row["ratio"] = ratio(taken, "nanoGPT", "ours")
+    row["ours, part of the torch.mm rate"] = ratio(taken, "torch.mm", "ours")
+    return row
+
+
+def launch(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folder: Path, desc: str) -> Taken:
+    """Seconds of each in each round, in fresh processes."""
     makers: dict[str, tuple] = {"ours": (our_steps, shape, folder)}
     if nanogpt:
         makers["nanoGPT"] = (nanogpt_steps, shape, folder, nanogpt)
@@ -134,17 +156,7 @@ def measure(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folde
     products = max(1, round(flops / (2 * n**3)))  # as much work in matrix products alone
     with workers(makers, threads, trainers=("ours",)) as turns:
         turns["torch.mm"] = times(products, lambda: torch.mm(a, a))
-        taken = alternate(turns, rounds, shape.name)
-    tokens = shape.steps * shape.batch_size * shape.block_size
-    row = {
-        "step": shape.name,
-        "our precision": shape.precision,
-        **{f"{name} tokens/s": tokens / median(taken[name]) for name in makers},
-    }
-    if nanogpt:
-        row["ratio"] = ratio(taken, "nanoGPT", "ours")
-    row["ours, part of the torch.mm rate"] = ratio(taken, "torch.mm", "ours")
-    return row
+        return alternate(turns, rounds, desc)
 
 
 def flops_of(shape: Shape) -> float:
@@ -157,15 +169,13 @@ def flops_of(shape: Shape) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="folder of a nanoGPT checkout")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--launches", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = []
-    for shape in SHAPES_CUDA if torch.cuda.is_available() else SHAPES:
-        with tempfile.TemporaryDirectory() as folder:  # a run's text is its own
-            rows.append(measure(shape, args.nanogpt, args.rounds, args.threads, Path(folder)))
-    report("train_step", rows)
+    shapes = SHAPES_CUDA if torch.cuda.is_available() else SHAPES
+    report("train_step", [measure(shape, args.nanogpt, args.launches, args.rounds, args.threads) for shape in shapes])
 
 
 if __name__ == "__main__":

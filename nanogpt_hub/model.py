@@ -196,6 +196,8 @@ class Context:
 class CausalSelfAttention(nn.Module):
     """Each token gathers from itself and the tokens before it, by as many heads as n_head."""
 
+    attend = staticmethod(F.scaled_dot_product_attention)  # softmax(q k^T / sqrt(D)) v; a trainer may set another
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
@@ -217,9 +219,7 @@ class CausalSelfAttention(nn.Module):
         if context.kv_cache is not None:
             k, v = context.kv_cache.update(self.layer, k, v, context.positions)
         v = F.dropout(v, cfg.dropout, self.training)  # not the weights: with those, CPUs have no fast kernel
-        y = F.scaled_dot_product_attention(  # softmax(q k^T / sqrt(D)) v, never holding the (T, S) weights
-            q, k, v, attn_mask=context.mask, is_causal=context.is_causal, enable_gqa=cfg.kv_heads != cfg.n_head
-        )
+        y = self.attend(q, k, v, context.mask, is_causal=context.is_causal, enable_gqa=cfg.kv_heads != cfg.n_head)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from train import loss
+from train.attention import use_short_attention
 from train.hardware import bytes_kept_by_block, seed_dropout, training_bytes
 from train.trainer import LossOnly
 
@@ -245,10 +246,12 @@ def test_recomputed_blocks_compile():
 # ---- what the plan says ----------------------------------------------------------------------------------------------
 
 
-def kept_bytes(config: GPTConfig) -> int:
-    """Bytes of all distinct tensors, parameters apart, that one block's forward pass keeps for the backward pass."""
+def kept_bytes(config: GPTConfig, short_attention: bool) -> int:
+    """Bytes of all distinct tensors, parameters apart, that a forward pass keeps for the backward pass."""
     kept = {}
     gpt = model(config)
+    if short_attention:
+        use_short_attention(gpt)
     mine = {p.untyped_storage().data_ptr() for p in gpt.parameters()}
 
     def note(t: Tensor) -> Tensor:
@@ -260,13 +263,15 @@ def kept_bytes(config: GPTConfig) -> int:
     return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in mine)
 
 
+@pytest.mark.parametrize("short_attention", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "nanogpt", "pythia", "llama", "nanochat"])
-def test_the_estimate_of_what_a_block_keeps(name):
+def test_the_estimate_of_what_a_block_keeps(name, short_attention):
     one, three = (
         GPTConfig.preset(name, "1m", vocab_size=V, n_layer=n, n_embd=256, tie_word_embeddings=False) for n in (1, 3)
     )
-    measured = (kept_bytes(three) - kept_bytes(one)) / 2 / (2 * one.block_size)
-    assert bytes_kept_by_block(one, "fp32") == pytest.approx(measured, rel=0.1)
+    more = kept_bytes(three, short_attention) - kept_bytes(one, short_attention)
+    measured = more / 2 / (2 * one.block_size)
+    assert bytes_kept_by_block(one, "fp32", short_attention) == pytest.approx(measured, rel=0.1)
 
 
 def test_recomputing_and_half_precision_take_less():

@@ -294,10 +294,19 @@ def test_another_runs_folder_is_not_overwritten_by_accident(plain, text, capsys)
     assert weights(plain) == before
 
 
+AMX = {"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True, "amx_bf16": True}
+NO_AMX = {**AMX, "amx_bf16": False}
+ZEN_4 = {"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}
+
+
 @pytest.mark.parametrize(
-    ("amx", "n_embd", "precision"), [(True, 128, "fp32"), (True, 256, "bf16"), (False, 768, "fp32")]
-)
-def test_a_cpu_computes_in_bf16_where_that_is_faster(amx, n_embd, precision, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    ("cpu", "n_embd", "precision"),
+    [
+        (AMX, 64, "fp32"), (AMX, 128, "bf16"), (ZEN_4, 64, "fp32"), (ZEN_4, 128, "bf16"), (NO_AMX, 768, "fp32"),
+        ({}, 768, "fp32"),
+    ],
+)  # fmt: skip
+def test_a_cpu_computes_in_bf16_where_that_is_faster(cpu, n_embd, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     assert choose_precision("auto", "cpu", n_embd)[0] == precision
     assert choose_precision("fp32", "cpu", n_embd)[0] == "fp32"

@@ -9,9 +9,10 @@ import time
 import torch
 
 from nanogpt_hub.model import GPTConfig
+from train.attention import SHORT
 from train.loss import count_chunks
 
-WIDE = 256  # n_embd from which on a CPU with AMX gains more by bf16 than it loses by the conversions
+WIDE = 128  # n_embd from which on a CPU that is fast at bf16 gains more by it than it loses by the conversions
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +47,7 @@ def choose_precision(asked: str, device: str, n_embd: int) -> tuple[str, str]:
             return "fp32", "the CPU is not fast at bf16"
         if n_embd < WIDE:
             return "fp32", f"below n_embd {WIDE} this CPU is no faster in bf16"
-        return "bf16", "the CPU has it (AMX)"
+        return "bf16", "the CPU is fast at it"
     if device == "mps":
         return "fp32", "on MPS the half precisions have given NaN and garbage"
     if has_fast_bf16("cuda"):
@@ -57,11 +58,13 @@ def choose_precision(asked: str, device: str, n_embd: int) -> tuple[str, str]:
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether products in bf16 are several times as fast as in fp32: on GPUs that have them, and CPUs with AMX."""
+    """Whether products in bf16 are at least twice as fast as in fp32: on GPUs that have them; on CPUs with AMX, and
+    AMD's with AVX512-BF16 (Intel's without AMX have the instructions, but no more speed)."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions of torch
-    return device == "cpu" and bool(capabilities().get("amx_bf16", False))
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+    amd = "AMD" in cpu.get("cpu_name", "")
+    return device == "cpu" and bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
 
 
 def device_name(device: str) -> str:
@@ -115,7 +118,12 @@ def flops_per_token(config: GPTConfig, n_params_in_products: int) -> float:
 
 
 def training_bytes(
-    config: GPTConfig, n_params: int, micro_batch_size: int, precision: str, recompute: bool = False
+    config: GPTConfig,
+    n_params: int,
+    micro_batch_size: int,
+    precision: str,
+    recompute: bool = False,
+    short_attention: bool = False,
 ) -> int:
     """An estimate of a training step's memory, without dropout: what is there for each parameter, token and logit.
 
@@ -124,20 +132,23 @@ def training_bytes(
     Logits: those of one chunk, their logarithmic softmax and its copies in the precision of the products.
     """
     tokens = micro_batch_size * config.block_size
-    kept = bytes_kept_by_block(config, precision)
+    kept = bytes_kept_by_block(config, precision, short_attention)
     blocks = 4 * config.n_embd * config.n_layer + kept if recompute else kept * config.n_layer
     ends = 12 * config.n_embd  # the embedding, the last norm, and the gradient that comes back to it
     logits = 12 * config.vocab_size * tokens // count_chunks(tokens, config.vocab_size)
     return (16 if precision == "fp32" else 18) * n_params + tokens * (blocks + ends) + logits
 
 
-def bytes_kept_by_block(config: GPTConfig, precision: str) -> int:
-    """What a block keeps of one token for the backward pass: the inputs of all that is not linear in them."""
+def bytes_kept_by_block(config: GPTConfig, precision: str, short_attention: bool = False) -> int:
+    """What a block keeps of one token for the backward pass: the inputs of all that is not linear in them, and where
+    attention.py serves, the weights of attention."""
     C, G = config.n_embd, config.kv_heads * config.head_dim
     norms = (1 if config.parallel_residual else 2) * C  # the residual stream, always in fp32
     norms += 2 * C if config.norm == "rms" and config.norm_weight else 0  # before the scale
     products = 3 * C  # what c_attn, attention's c_proj and c_fc read
     attention = C + 2 * G + (C + G) * ((config.position == "rotary") + config.qk_norm)  # q, k, v; q and k turned
+    if short_attention and config.block_size <= SHORT.get(DTYPES[precision], 0):  # its own q, k and v, and the weights
+        attention = 3 * C + (C + G) * config.qk_norm + config.n_head * config.block_size
     mlp = config.ffn_width * (4 if config.activation == "swiglu" else 2)  # before and after the activation
     return 4 * norms + BYTES[precision] * (products + attention + mlp)
 

@@ -48,7 +48,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the Gram matrix x x^T is then the smaller one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = newton_schulz(x) if half else newton_schulz_by_gram(x)
+    long = x.size(-1) > 1.5 * x.size(-2)  # else the products of Gram matrices are the more work
+    x = newton_schulz_by_gram(x) if long and not half else newton_schulz(x)
     return (x.mT if tall else x).to(matrices.dtype)
 
 

@@ -29,6 +29,7 @@ from nanogpt_hub.checkpoint import save_model, write_atomic
 from nanogpt_hub.generate import SamplingConfig, generate
 from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
+from train.attention import use_short_attention
 from train.config import TrainConfig
 from train.data import Data
 from train.facts import merged, progress_facts
@@ -130,8 +131,9 @@ class Trainer:
         # Accelerate's wrapper serves its loss scaler; without one each of its steps would search the disk for packages.
         self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-        self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision)
+        self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
         if self.device.type == "cpu":
+            use_short_attention(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
@@ -453,13 +455,11 @@ def micro_batch_size(config: TrainConfig, world: int) -> int:
     return config.micro_batch_size or config.batch_size // world
 
 
-def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str) -> int:
+def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str, device: str) -> int:
     """An estimate of the memory of a step; weights that are not trained have neither gradients nor moments."""
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
-    recompute = config.activation_checkpointing
-    return 4 * (gpt.num_params() - trained) + training_bytes(
-        gpt.config, trained, micro_batch_size, precision, recompute
-    )
+    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu"}
+    return 4 * (gpt.num_params() - trained) + training_bytes(gpt.config, trained, micro_batch_size, precision, **kept)
 
 
 def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
