@@ -1,4 +1,4 @@
-"""The steps of generation as plain loops, compiled to machine code by Numba: for float32 models on a CPU.
+"""The steps of generation as plain loops, compiled to machine code by Numba: for models on a CPU, in float32 or 8 bits.
 
     loops = Loops(model, cache)
     x = loops.hidden(idx)                        # what model.hidden(idx, cache) gives, up to rounding
@@ -23,7 +23,7 @@ import threading
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import carray, cfunc, from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -31,10 +31,14 @@ from torch import Tensor, nn
 
 from nanogpt_hub.decode import Decoder
 from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, KVCache, Norm
+from nanogpt_hub.quantize import LEVELS, OFFSET, TINY, Int8Linear
 
 LANES = 16  # float32 numbers in the widest registers (AVX512); a CPU with narrower ones takes several
 OUTPUTS = 8  # of a product, computed together: so many rows of weights are read at a time
-PER_THREAD = 2**18  # weights that are worth one more thread to wait for
+PER_THREAD = 2**20  # bytes of weights that are worth one more thread to wait for
+LONG = 256  # numbers in a row of weights from which on AMD's CPUs, which follow one row best, read them one by one
+ONE_BY_ONE = binding.get_host_cpu_name().startswith("znver")  # Numba keeps what it compiles by this name too
+HAS_BYTES = binding.get_host_cpu_features().get("avx512vnni", False)  # multiplies 64 bytes at a time
 
 f4 = np.float32
 how = dict(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})  # NaN must stay NaN
@@ -48,17 +52,19 @@ def record(whole: str, **others: type) -> np.dtype:
     return np.dtype([*((name, np.int64) for name in whole.split()), *others.items()])
 
 
-# Addresses of a layer's weights. 0 stands for what a model does not have.
+# Addresses of a layer's weights. 0 stands for what a model does not have; a scale, that the weights are of 8 bits.
 Layer = record(
-    "ln_1_weight ln_1_bias c_attn_weight c_attn_bias attn_proj_weight attn_proj_bias "
-    "ln_2_weight ln_2_bias c_fc_weight c_fc_bias c_gate_weight c_gate_bias mlp_proj_weight mlp_proj_bias"
+    "ln_1_weight ln_1_bias c_attn_weight c_attn_scale c_attn_bias attn_proj_weight attn_proj_scale attn_proj_bias "
+    "ln_2_weight ln_2_bias c_fc_weight c_fc_scale c_fc_bias c_gate_weight c_gate_scale c_gate_bias "
+    "mlp_proj_weight mlp_proj_scale mlp_proj_bias"
 )
 # All that a pass works with: sizes, choices, and addresses of inputs, weights, the cache, and room for what is
 # computed: `x qkv y h` are shared, each thread has `room` of its own.
 Pass = record(
     "R lanes C H G D F V S_max B rotated layer_norm activation parallel qk_norm embd_norm n_layer only_head "
-    "tokens texts positions given wte wpe ln_emb_weight ln_emb_bias layers ln_f_weight ln_f_bias lm_head cos sin k v "
-    "x qkv y h room room_size out state sched_yield omp_get_thread_num omp_get_num_threads",
+    "tokens texts positions given wte wpe ln_emb_weight ln_emb_bias layers ln_f_weight ln_f_bias "
+    "lm_head_weight lm_head_scale cos sin k v x qkv y h room room_size out state "
+    "sched_yield omp_get_thread_num omp_get_num_threads",
     eps=np.float32,
 )
 
@@ -193,6 +199,62 @@ def lanes_product(outputs: int):
 product_of_many, product_of_one = lanes_product(OUTPUTS), lanes_product(1)
 
 
+def bytes_product(outputs: int, lanes: int):
+    """A function `(weights, width, x, sums)`: sums (outputs, LANES) of the products of bytes, exact. So many rows of
+    `width` unsigned weights begin at an address; x holds signed inputs.
+
+    Four weights at a time meet four inputs of each lane: x is (width / 4, LANES, 4). With 1 lane 64 weights meet as
+    many inputs (width,), and only the first of a row's sums counts.
+    """
+    index, single, byte = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+    vector, at_once = ir.VectorType(single, LANES), 64 if lanes == 1 else 4
+    undefined, nothing = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0] * LANES)
+    kind = ir.FunctionType(vector, [vector] * 3)
+    adding, adding_name = ir.FunctionType(single, [vector]), f"llvm.vector.reduce.add.v{LANES}i32"
+
+    def codegen(context, builder, signature, args):
+        weights, width = args[:2]
+        x, sums = (context.make_array(signature.args[n])(context, builder, args[n]).data for n in (2, 3))
+        rows = [builder.add(weights, builder.mul(width, index(o))) for o in range(outputs)]
+        totals = [cgutils.alloca_once(builder, vector) for _ in rows]
+        for total in totals:
+            builder.store(nothing, total)
+        with cgutils.for_range(builder, builder.sdiv(width, index(at_once))) as loop:
+            place = builder.gep(builder.bitcast(x, byte), [builder.mul(loop.index, index(64))])
+            inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
+            for row, total in zip(rows, totals, strict=True):
+                address = builder.add(row, builder.mul(loop.index, index(at_once)))
+                if lanes == 1:
+                    weight = builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+                else:
+                    weight = builder.load(builder.inttoptr(address, single.as_pointer()), align=1)
+                    weight = builder.insert_element(undefined, weight, single(0))
+                    weight = builder.shuffle_vector(weight, undefined, nothing)
+                # By its name: LLVM's own function for it has other types from version to version.
+                added = builder.asm(
+                    kind, "vpdpbusd $3, $2, $0", "=v,0,v,v", [builder.load(total), weight, inputs], False
+                )
+                builder.store(added, total)
+        for o, total in enumerate(totals):
+            place, total = builder.gep(sums, [index(LANES * o)]), builder.load(total)
+            if lanes == 1:
+                total = builder.call(cgutils.get_or_insert_function(builder.module, adding, adding_name), [total])
+                builder.store(total, place)
+            else:
+                builder.store(total, builder.bitcast(place, vector.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def product(typing, weights, width, x, sums):
+        return types.void(types.int64, types.int64, x, sums), codegen
+
+    return product
+
+
+bytes_of_many, bytes_of_one = bytes_product(OUTPUTS, LANES), bytes_product(1, LANES)
+bytes_of_vector = bytes_product(1, 1)  # one row, one stream from memory: that is fastest
+
+
 # ---- a pass: what each of its threads does ----
 
 
@@ -207,7 +269,7 @@ def run(p, thread, threads):
             for i in range(p.C):
                 n_1[i, r] = given[r, i]
         lo, hi = share(p.V, OUTPUTS, thread, threads)
-        linear(p.lm_head, 0, n_1, table(p.out, p.R, p.V).T, p.R, lo, hi, False)
+        linear(p.lm_head_weight, p.lm_head_scale, 0, n_1, table(p.out, p.R, p.V).T, p.R, lo, hi, False)
         return
     x, layers = table(p.x, p.C, p.lanes), carray(layers_at(p.layers), (p.n_layer,))
     if thread == 0:
@@ -222,7 +284,8 @@ def run(p, thread, threads):
         if not p.parallel:
             norm(x, layer.ln_2_weight, layer.ln_2_bias, p, n_2)
         lo, _ = share((p.H + 2 * p.G) * p.D, OUTPUTS, thread, threads)
-        feed_forward(p, layer, n_2, x, thread, threads, layers[(i + 1) % p.n_layer].c_attn_weight + 4 * lo * p.C)
+        after = layers[(i + 1) % p.n_layer]
+        feed_forward(p, layer, n_2, x, thread, threads, row_at(after.c_attn_weight, after.c_attn_scale, p.C, lo))
     if thread == 0:
         norm(x, p.ln_f_weight, p.ln_f_bias, p, n_1)
         out = table(p.out, p.R, p.C)
@@ -254,9 +317,9 @@ def attention(p, layer, i, n, x, thread, threads):
     texts, positions = whole(p.texts, p.R), whole(p.positions, p.R)
     k_layer, v_layer = p.k + 4 * i * p.B * G * p.S_max * D, p.v + 4 * i * p.B * G * p.S_max * D
     lo, hi = share((H + 2 * G) * D, OUTPUTS, thread, threads)
-    linear(layer.c_attn_weight, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
+    linear(layer.c_attn_weight, layer.c_attn_scale, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
     proj_lo, proj_hi = share(p.C, OUTPUTS, thread, threads)
-    proj = layer.attn_proj_weight + 4 * proj_lo * p.C
+    proj = row_at(layer.attn_proj_weight, layer.attn_proj_scale, p.C, proj_lo)
     meet(p, threads, proj)
     lo, hi = share(p.R * G, 1, thread, threads)
     for job in range(lo, hi):
@@ -278,9 +341,9 @@ def attention(p, layer, i, n, x, thread, threads):
         for j in range(D):
             y[h * D + j, r] = gathered[j]
     meet(p, threads, proj)
-    linear(layer.attn_proj_weight, layer.attn_proj_bias, y, x, p.R, proj_lo, proj_hi, True)
+    linear(layer.attn_proj_weight, layer.attn_proj_scale, layer.attn_proj_bias, y, x, p.R, proj_lo, proj_hi, True)
     fc_lo, _ = share(p.F, OUTPUTS, thread, threads)
-    meet(p, threads, layer.c_fc_weight + 4 * fc_lo * p.C)
+    meet(p, threads, row_at(layer.c_fc_weight, layer.c_fc_scale, p.C, fc_lo))
 
 
 @compiled
@@ -290,18 +353,18 @@ def feed_forward(p, layer, n, x, thread, threads, ahead):
     h, part = table(p.h, p.F, p.lanes), floats(p.h + start, size)
     # Into all lanes, empty ones too: the activation goes over all, and again and again would make denormal numbers of
     # what an earlier pass left there, which are a hundred times slower.
-    linear(layer.c_fc_weight, layer.c_fc_bias, n, h, p.lanes, lo, hi, False)
+    linear(layer.c_fc_weight, layer.c_fc_scale, layer.c_fc_bias, n, h, p.lanes, lo, hi, False)
     if p.activation == SWIGLU:
-        gates = p.h + 4 * p.F * p.lanes
-        linear(layer.c_gate_weight, layer.c_gate_bias, n, table(gates, p.F, p.lanes), p.lanes, lo, hi, False)
-        gate = floats(gates + start, size)
+        gates = table(p.h + 4 * p.F * p.lanes, p.F, p.lanes)
+        linear(layer.c_gate_weight, layer.c_gate_scale, layer.c_gate_bias, n, gates, p.lanes, lo, hi, False)
+        gate = floats(p.h + 4 * p.F * p.lanes + start, size)
         for j in range(size):
             part[j] *= gate[j] / (f4(1) + exp(-gate[j]))
     else:
         activate(part, p.activation)
     lo, hi = share(p.C, OUTPUTS, thread, threads)
-    meet(p, threads, layer.mlp_proj_weight + 4 * lo * p.F)
-    linear(layer.mlp_proj_weight, layer.mlp_proj_bias, h, x, p.R, lo, hi, True)
+    meet(p, threads, row_at(layer.mlp_proj_weight, layer.mlp_proj_scale, p.F, lo))
+    linear(layer.mlp_proj_weight, layer.mlp_proj_scale, layer.mlp_proj_bias, h, x, p.R, lo, hi, True)
     meet(p, threads, ahead)
 
 
@@ -377,8 +440,23 @@ def norm_of_vector(x, weight, bias, p, out):
 
 
 @compiled
-def linear(weight, bias, x, out, rows, lo, hi, add):
+def row_at(weight, scale, inputs, row):
+    """Where a row of weights is."""
+    return weight + row * (padded(inputs) if scale else 4 * inputs)
+
+
+@compiled
+def padded(inputs):
+    """Bytes of a row of 8-bit weights: whole cache lines."""
+    return (inputs + 63) // 64 * 64
+
+
+@compiled
+def linear(weight, scale, bias, x, out, rows, lo, hi, add):
     """Outputs lo to hi of a linear layer of x (I, lanes), put into out (O, rows or more) or added to it."""
+    if scale:
+        linear_of_bytes(weight, floats(scale, hi), bias, x, out, rows, lo, hi, add)
+        return
     inputs, lanes = x.shape
     w, b = table(weight, hi, inputs), floats(bias, hi)
     if lanes == 1:
@@ -401,10 +479,71 @@ def linear(weight, bias, x, out, rows, lo, hi, add):
 
 
 @compiled
+def linear_of_bytes(weight, scales, bias, x, out, rows, lo, hi, add):
+    """The same for weights of 8 bits, as in quantize.py."""
+    inputs, lanes = x.shape
+    width, b, sums = padded(inputs), floats(bias, hi), np.empty((OUTPUTS, LANES), np.int32)
+    small, shifts = np.zeros((width // 4, lanes), np.int32), np.zeros(lanes, np.int32)
+    steps = np.empty(lanes, np.float32)
+    to_bytes(x, small, steps, shifts)
+    for i in range(lo, hi if lanes == 1 else lo):
+        bytes_of_vector(weight + i * width, width, small, sums)
+        y = f4(sums[0, 0] - shifts[0]) * (scales[i] * steps[0]) + (b[i] if bias else f4(0))
+        out[i, 0] = y + out[i, 0] if add else y
+    for i in range(lo, lo if lanes == 1 else hi, OUTPUTS):
+        n = min(OUTPUTS, hi - i)
+        if n == OUTPUTS:
+            bytes_of_many(weight + i * width, width, small, sums)
+        else:
+            for o in range(n):
+                bytes_of_one(weight + (i + o) * width, width, small, sums[o:])
+        for o in range(n):
+            plus = b[i + o] if bias else f4(0)
+            for r in range(rows):
+                y = f4(sums[o, r] - shifts[r]) * (scales[i + o] * steps[r]) + plus
+                out[i + o, r] = y + out[i + o, r] if add else y
+
+
+@compiled
+def to_bytes(x, small, steps, shifts):
+    """Rounds each lane of x (I, lanes) to LEVELS steps of either sign, four numbers into each of small (I / 4, lanes).
+
+    A weight's byte is OFFSET more than the weight, and so a sum too large by the lane's shift.
+    """
+    inputs, lanes = x.shape
+    peak, total = np.full(lanes, TINY, np.float32), np.zeros(lanes, np.float32)
+    for i in range(inputs):
+        for r in range(lanes):
+            peak[r] = max(peak[r], abs(x[i, r]))
+            total[r] += x[i, r]
+    for r in range(lanes):
+        steps[r] = peak[r] / f4(LEVELS) + f4(0) * total[r]  # the last term lets NaN through
+        peak[r] = f4(LEVELS) / peak[r]
+    for i in range(inputs // 4):
+        for r in range(lanes):
+            a, b = rounded(x[4 * i, r] * peak[r]), rounded(x[4 * i + 1, r] * peak[r])
+            c, d = rounded(x[4 * i + 2, r] * peak[r]), rounded(x[4 * i + 3, r] * peak[r])
+            shifts[r] += a + b + c + d
+            small[i, r] = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24
+    for i in range(inputs // 4 * 4, inputs):
+        for r in range(lanes):
+            a = rounded(x[i, r] * peak[r])
+            shifts[r] += a
+            small[i // 4, r] |= (a & 255) << (i % 4 * 8)
+    for r in range(lanes):
+        shifts[r] *= OFFSET
+
+
+@compiled
+def rounded(x):
+    return np.int32(np.rint(x))
+
+
+@compiled
 def product_of_vector(w, x, out, lo, hi, add):
     """w[lo:hi] times x (I,), four outputs at a time: enough sums under way that none waits for its own last step."""
     i = lo
-    while i + 4 <= hi:
+    while i + 4 <= hi and not (ONE_BY_ONE and x.size >= LONG):
         a, b, c, d = f4(0), f4(0), f4(0), f4(0)
         for j in range(x.size):
             a += w[i, j] * x[j]
@@ -592,6 +731,7 @@ def team() -> Team:
 @functools.cache
 def for_threads(work):
     """Compiles what each thread of a team is to do, or reads what an earlier process compiled."""
+    binding.initialize_native_asmparser()  # one instruction is called by its name
     return cfunc(types.void(types.int64), cache=True, **how)(work)
 
 
@@ -604,7 +744,8 @@ class Loops(Decoder):
     def __init__(self, model: GPT, cache: KVCache):
         super().__init__(model, cache)
         cfg, S_max = self.config, cache.k.size(3)
-        self.threads = max(1, min(torch.get_num_threads(), model.num_params(embeddings=False) // PER_THREAD))
+        weights = sum(module.weight.nbytes for module in model.modules() if type(module) in (nn.Linear, Int8Linear))
+        self.threads = max(1, min(torch.get_num_threads(), weights // PER_THREAD))
         C, room = LANES * cfg.n_embd, 2 * LANES * cfg.n_embd + 2 * cfg.head_dim + S_max
         room += -room % 16  # whole cache lines
         sizes = {"x": C, "y": C, "qkv": LANES * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
@@ -613,13 +754,13 @@ class Loops(Decoder):
         self.places, self.record = layers_of(model), np.zeros(1, Pass)
         self.arrays = self.rows | {name: np.zeros(size, np.float32) for name, size in sizes.items()}
         values = {name: array.ctypes.data for name, array in self.arrays.items()} | team().functions
-        values |= addresses(ln_emb=model.ln_emb, ln_f=model.ln_f)
+        values |= addresses(ln_emb=model.ln_emb, ln_f=model.ln_f, lm_head=model.lm_head)
         values |= dict(
             C=cfg.n_embd, H=cfg.n_head, G=cfg.kv_heads, D=cfg.head_dim, F=cfg.ffn_width, V=cfg.vocab_size, S_max=S_max,
             layer_norm=cfg.norm == "layer", activation=ACTIVATIONS.index(cfg.activation), eps=cfg.norm_eps,
             parallel=cfg.parallel_residual, qk_norm=cfg.qk_norm, embd_norm=cfg.embd_norm, n_layer=cfg.n_layer,
             wte=model.wte.weight.data_ptr(), wpe=model.wpe.weight.data_ptr() if model.wpe else 0,
-            lm_head=model.lm_head.weight.data_ptr(), layers=self.places.ctypes.data, room_size=room,
+            layers=self.places.ctypes.data, room_size=room,
         )  # fmt: skip
         if self.rope is not None:
             cos, sin = self.rope  # (1, S_max, 1, rotated), of which both halves are the same but for a sign
@@ -673,8 +814,9 @@ def layers_of(model: GPT) -> np.ndarray:
 
 
 def addresses(**modules: nn.Module | None) -> dict[str, int]:
-    """Where the weight and the bias of each module are, of those that have them."""
-    found = {f"{name}_{kind}": getattr(m, kind, None) for name, m in modules.items() for kind in ("weight", "bias")}
+    """Where the weight, its scale and the bias of each module are, of those that have them."""
+    kinds = ("weight", "scale", "bias")
+    found = {f"{name}_{kind}": getattr(m, kind, None) for name, m in modules.items() for kind in kinds}
     return {name: tensor.data_ptr() for name, tensor in found.items() if tensor is not None}
 
 
@@ -682,8 +824,14 @@ KINDS = {GPT, Block, CausalSelfAttention, MLP, Norm, nn.Linear, nn.Embedding, nn
 
 
 def suit(model: GPT, cache: KVCache) -> bool:
-    """Whether all is as the loops expect it: plain layers (no 8 bits, no adapters) in float32, in a CPU's memory."""
+    """Whether all is as the loops expect it: plain layers (no adapters) in float32, or in 8 bits where this CPU
+    multiplies them, in a CPU's memory."""
     tensors = [cache.k, cache.v, *model.parameters()]
-    return all(type(module) in KINDS for module in model.modules()) and all(
+    return all(type(module) in KINDS or of_bytes(module) for module in model.modules()) and all(
         t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors
     )
+
+
+def of_bytes(module: nn.Module) -> bool:
+    """Whether it is a layer in 8 bits whose products the loops can take."""
+    return HAS_BYTES and type(module) is Int8Linear and module.input_levels == LEVELS

@@ -20,16 +20,26 @@ from tqdm import tqdm
 from nanogpt_hub.model import GPT
 
 LEVELS = 127  # of either sign
+OFFSET = 128  # more than a weight is the byte that stands for it
+LINE = 64  # bytes that memory gives at once
 TINY = 1e-20  # in place of the zero that is the peak of a row of zeros
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with weights (O, I) of 8 bits, for inputs (B, ..., I) in float32 on a CPU."""
+    """A linear layer with weights (O, I) of 8 bits, for inputs (B, ..., I) in float32 on a CPU.
+
+    They are here twice: `packed` for PyTorch's kernel, which several tokens go through, and as loops.py reads them, for
+    few tokens: as bytes `weight` (O, I padded to whole lines of memory), each with its row's `scale` (O,).
+    """
 
     def __init__(self, linear: nn.Linear, input_levels: int = LEVELS):
         super().__init__()
         self.input_levels, self.bias = input_levels, linear.bias
-        self.packed = pack(linear.weight.detach().float())
+        rounded = round_weights(linear.weight.detach().float())
+        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
+        self.scale = rounded.q_per_channel_scales().float()
+        weight = nn.functional.pad(rounded.int_repr().short() + OFFSET, (0, -linear.in_features % LINE), value=OFFSET)
+        self.weight = weight.to(torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
         peak = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)  # (..., 1)
@@ -40,13 +50,12 @@ class Int8Linear(nn.Module):
         raise ValueError("an int8 model is for generating only; save the model that it was made of")
 
 
-def pack(weight: Tensor) -> torch.ScriptObject:
-    """Weights (O, I) rounded to 8 bits, a scale for each output, laid out as the CPU's kernel reads them."""
+def round_weights(weight: Tensor) -> Tensor:
+    """Weights (O, I) rounded to 8 bits, a scale for each output."""
     scale = weight.abs().amax(1).clamp_min(TINY) / LEVELS
     with warnings.catch_warnings():  # PyTorch will drop quantized tensors one day: quantize_int8 is ready for that
         warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
-        rounded = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale).int(), 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(rounded, None)
+        return torch.quantize_per_channel(weight, scale, torch.zeros_like(scale).int(), 0, torch.qint8)
 
 
 def int8_product(x: Tensor, packed: torch.ScriptObject, levels: int) -> Tensor:
@@ -59,7 +68,7 @@ def exact_levels() -> int:
 
     CPUs without VNNI add two products in 16 bits, which large numbers overflow: they get inputs of 7 bits.
     """
-    packed = pack(torch.full((16, 64), float(LEVELS)))  # scale 1
+    packed = torch.ops.quantized.linear_prepack(round_weights(torch.full((16, 64), float(LEVELS))), None)  # scale 1
     exact = int8_product(torch.ones(1, 64), packed, LEVELS)[0, 0].item() == 64 * LEVELS
     return LEVELS if exact else LEVELS // 2
 

@@ -308,7 +308,7 @@ class Shelf:
             if loaded.int8 is None:
                 loaded.int8 = quantize_int8(loaded.model)
                 linear = [module for module in loaded.model.modules() if isinstance(module, nn.Linear)]
-                self.cache.grow(loaded, sum(module.weight.numel() for module in linear))  # a byte each, the rest shared
+                self.cache.grow(loaded, 2 * sum(module.weight.numel() for module in linear))  # the rest is shared
         return loaded.int8
 
     def name_of(self, place: Resolved) -> str:

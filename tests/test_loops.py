@@ -15,7 +15,7 @@ from nanogpt_hub.compiler import best_decoder
 from nanogpt_hub.decode import Decoder
 from nanogpt_hub.generate import SamplingConfig, generate_naive, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig, KVCache
-from nanogpt_hub.quantize import quantize_int8
+from nanogpt_hub.quantize import Int8Linear, quantize_int8
 
 SHAPE = dict(n_layer=3, n_head=4, n_embd=96, n_inner=75, block_size=48, vocab_size=51)
 ALL = [*VARIANTS, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
@@ -85,9 +85,13 @@ def test_the_pieces_are_as_exact_as_float32():
 
 @pytest.mark.parametrize("damaged", ["wte.weight", "h.0.attn.c_attn.weight", "h.2.mlp.c_fc.bias", "ln_f.weight"])
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("int8", [False, True])
 @torch.inference_mode()
-def test_numbers_that_are_none_stay_so(damaged, rows):
+def test_numbers_that_are_none_stay_so(damaged, rows, int8):
     model = make()
+    small = quantize_int8(model) if int8 and loops.HAS_BYTES else None
+    if small and damaged != "h.0.attn.c_attn.weight":  # what is not in 8 bits is shared
+        model = small
     model.get_parameter(damaged).flatten()[0] = float("nan")
     decoder = loops.Loops(model, KVCache(model.config, rows))
     x = decoder.hidden(torch.zeros(rows, 1, dtype=torch.long))
@@ -153,13 +157,54 @@ def test_what_is_not_theirs(what):
     assert loops.suit(model, cache)
     if what == "half":
         model = model.bfloat16()
-    elif what == "int8":
+    elif what == "int8":  # of a CPU that rounds inputs to fewer levels
         model = quantize_int8(model)
+        model.h[1].mlp.c_fc.input_levels = 63
     elif what == "strided":
         cache.k = cache.k[..., ::2]
     else:
         model.h[1].mlp.c_fc = torch.nn.Sequential(model.h[1].mlp.c_fc)
     assert not loops.suit(model, cache)
+
+
+@pytest.mark.skipif(not loops.HAS_BYTES, reason="this CPU does not multiply bytes (AVX512-VNNI)")
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize(("name", "overrides"), ALL, ids=str)
+@torch.inference_mode()
+def test_in_8_bits_equals_pytorchs_kernel(name, overrides, rows, threads):
+    model = quantize_int8(make(name, **overrides))
+    caches = [KVCache(model.config, rows) for _ in range(2)]
+    assert loops.suit(model, caches[1])
+    decoder, idx = loops.Loops(model, caches[1]), torch.randint(51, (rows, 30))
+    assert decoder.threads == threads
+    for piece in idx.split([5, 1, 1, 3, 1, 17, 1, 1], dim=1):
+        expected = model.hidden(piece, caches[0])
+        nearly(decoder.hidden(piece), expected)
+        nearly(decoder.head(expected[:, -1]), model.head(expected[:, -1]))
+        caches[1].k.copy_(caches[0].k)  # so that what was rounded otherwise does not add up
+        caches[1].v.copy_(caches[0].v)
+
+
+def nearly(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for few inputs on the border between two roundings."""
+    assert (got - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.skipif(not loops.HAS_BYTES, reason="this CPU does not multiply bytes (AVX512-VNNI)")
+@pytest.mark.parametrize("inputs", [1, 3, 64, 100, 3072])
+@pytest.mark.parametrize("lanes", [1, loops.LANES])
+@torch.inference_mode()
+def test_a_layer_in_8_bits_is_exact(inputs, lanes):
+    torch.manual_seed(0)
+    layer = Int8Linear(torch.nn.Linear(inputs, 27))
+    x = torch.randn(inputs, lanes) * torch.logspace(-3, 3, lanes)
+    out = np.ones((27, lanes), np.float32)
+    places = [t.data_ptr() for t in (layer.weight, layer.scale, layer.bias)]
+    for lo, hi in ((0, 11), (11, 27)):
+        loops.linear(*places, x.numpy(), out, lanes, lo, hi, True)
+    expected = 1 + layer(x.T).T
+    steps = x.abs().amax(0) / 127  # what a single input that is rounded otherwise changes, at most
+    assert (torch.from_numpy(out) - expected).abs().amax(0).le(1e-5 * (1 + steps * 127 * inputs**0.5)).all()
 
 
 # ---- how they come to be used ----
