@@ -38,6 +38,9 @@ OUTPUTS = 8  # of a product, computed together: so many rows of weights are read
 PER_THREAD = 2**20  # bytes of weights that are worth one more thread to wait for
 LONG = 256  # numbers in a row of weights from which on AMD's CPUs, which follow one row best, read them one by one
 ONE_BY_ONE = binding.get_host_cpu_name().startswith("znver")  # Numba keeps what it compiles by this name too
+NEARNESS = (
+    2 if ONE_BY_ONE else 3
+)  # of the cache into which the weights of the next outputs are asked: 3 the first, 2 the second
 HAS_BYTES = binding.get_host_cpu_features().get("avx512vnni", False)  # multiplies 64 bytes at a time
 
 f4 = np.float32
@@ -174,7 +177,7 @@ def lanes_product(outputs: int):
             left = builder.sub(width, start)
             for row in rows:
                 ahead = builder.gep(row, [builder.add(start, builder.mul(width, index(outputs)))])
-                prefetch(builder, builder.bitcast(ahead, byte), 3)
+                prefetch(builder, builder.bitcast(ahead, byte), NEARNESS)
             here = builder.select(builder.icmp_signed("<", left, index(line)), left, index(line))
             with cgutils.for_range(builder, here) as loop:
                 k = builder.add(start, loop.index)
@@ -219,22 +222,28 @@ def bytes_product(outputs: int, lanes: int):
         totals = [cgutils.alloca_once(builder, vector) for _ in rows]
         for total in totals:
             builder.store(nothing, total)
-        with cgutils.for_range(builder, builder.sdiv(width, index(at_once))) as loop:
-            place = builder.gep(builder.bitcast(x, byte), [builder.mul(loop.index, index(64))])
-            inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
-            for row, total in zip(rows, totals, strict=True):
-                address = builder.add(row, builder.mul(loop.index, index(at_once)))
-                if lanes == 1:
-                    weight = builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
-                else:
-                    weight = builder.load(builder.inttoptr(address, single.as_pointer()), align=1)
-                    weight = builder.insert_element(undefined, weight, single(0))
-                    weight = builder.shuffle_vector(weight, undefined, nothing)
-                # By its name: LLVM's own function for it has other types from version to version.
-                added = builder.asm(
-                    kind, "vpdpbusd $3, $2, $0", "=v,0,v,v", [builder.load(total), weight, inputs], False
-                )
-                builder.store(added, total)
+        with cgutils.for_range(builder, builder.sdiv(width, index(64))) as lines:
+            start = builder.mul(lines.index, index(64))
+            if lanes > 1:
+                for row in rows:
+                    ahead = builder.add(builder.add(row, start), builder.mul(width, index(outputs)))
+                    prefetch(builder, builder.inttoptr(ahead, byte), NEARNESS)
+            with cgutils.for_range(builder, index(64 // at_once)) as loop:
+                within = builder.mul(loop.index, index(at_once))
+                k = builder.add(start, within)
+                place = builder.gep(builder.bitcast(x, byte), [builder.mul(k, index(64 // at_once))])
+                inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
+                for row, total in zip(rows, totals, strict=True):
+                    address = builder.add(row, k)
+                    if lanes == 1:
+                        weight = builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
+                    else:
+                        weight = builder.load(builder.inttoptr(address, single.as_pointer()), align=1)
+                        weight = builder.insert_element(undefined, weight, single(0))
+                        weight = builder.shuffle_vector(weight, undefined, nothing)
+                    # By its name: LLVM's own function for it has other types from version to version.
+                    values = [builder.load(total), weight, inputs]
+                    builder.store(builder.asm(kind, "vpdpbusd $3, $2, $0", "=v,0,v,v", values, False), total)
         for o, total in enumerate(totals):
             place, total = builder.gep(sums, [index(LANES * o)]), builder.load(total)
             if lanes == 1:
