@@ -1,10 +1,15 @@
 """nanogpt_hub: the simplest way to train a GPT, understand it and share it."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.generate import SamplingConfig, generate, stream_text
-from nanogpt_hub.hub import from_pretrained
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.publish import push_to_hub
+
+if TYPE_CHECKING:
+    from nanogpt_hub.hub import from_pretrained
+    from nanogpt_hub.publish import push_to_hub
 
 __all__ = [
     "GPT",
@@ -17,3 +22,12 @@ __all__ = [
     "save_model",
     "stream_text",
 ]
+
+# What talks to the Hub is imported when it is first asked for: the client takes as long as half of a model's loading.
+LATER = {"from_pretrained": "nanogpt_hub.hub", "push_to_hub": "nanogpt_hub.publish"}
+
+
+def __getattr__(name: str):
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,8 @@ def test_the_tokenizer_and_the_sources_need_no_torch():
 def test_the_library_does_not_print(path):
     calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     assert not [f.lineno for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+
+
+def test_loading_and_generating_do_not_import_the_hubs_client():
+    code = "import sys, nanogpt_hub; assert 'huggingface_hub' not in sys.modules; from nanogpt_hub import *"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
