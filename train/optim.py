@@ -21,6 +21,8 @@ NS_COEFFICIENTS = (
     (7.9017, -23.2093, 17.1716), (3.5957, -2.8795, 0.5951), (2.7867, -2.5662, 0.6734), (2.5828, -2.6880, 1.0545),
 )  # fmt: skip
 
+BF16_MARGIN = 1.05  # keeps the largest singular value so far below 1 that no rounding to bfloat16 reaches it
+
 
 def lr_scale(step: int, max_steps: int, config: OptimConfig) -> float:
     """The fraction of the peak learning rate at optimizer step 0 .. max_steps - 1: a function of the step alone."""
@@ -44,10 +46,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     direction, else in float32.
     """
     half = has_fast_bf16(matrices.device.type)
-    x = matrices.bfloat16() if half else matrices.float()
+    x = matrices.float()
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the Gram matrix x x^T is then the smaller one
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # The quintics are fitted up to 1, and steep there: a lone large value that rounding lifts above it would explode.
+    x = x / ((BF16_MARGIN if half else 1.0) * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if half else x
     long = x.size(-1) > 1.5 * x.size(-2)  # else the products of Gram matrices are the more work
     x = newton_schulz_by_gram(x) if long and not half else newton_schulz(x)
     return (x.mT if tall else x).to(matrices.dtype)
