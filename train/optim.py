@@ -46,12 +46,11 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     direction, else in float32.
     """
     half = has_fast_bf16(matrices.device.type)
-    x = matrices.float()
+    x = matrices.bfloat16() if half else matrices.float()
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the Gram matrix x x^T is then the smaller one
     # The quintics are fitted up to 1, and steep there: a lone large value that rounding lifts above it would explode.
     x = x / ((BF16_MARGIN if half else 1.0) * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    x = x.bfloat16() if half else x
     long = x.size(-1) > 1.5 * x.size(-2)  # else the products of Gram matrices are the more work
     x = newton_schulz_by_gram(x) if long and not half else newton_schulz(x)
     return (x.mT if tall else x).to(matrices.dtype)
