@@ -152,15 +152,21 @@ def ask_for(typing, address):
     return types.void(types.int64), codegen
 
 
+def in_all_lanes(builder, number):
+    """A vector of LANES times a number."""
+    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
+    lone = builder.insert_element(undefined, number, ir.IntType(32)(0))
+    return builder.shuffle_vector(lone, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
 def lanes_product(outputs: int):
     """A function `(w, i, x, out)`: out (outputs, LANES) becomes w[i : i + outputs] (outputs, I) times x (I, LANES).
 
     The sums stay in vector registers. Meanwhile the weights of the next outputs are asked for: the CPU cannot guess
     from so many rows at a time what will be read.
     """
-    index, single, byte = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+    index, byte = ir.IntType(64), ir.IntType(8).as_pointer()
     vector, line = ir.VectorType(ir.FloatType(), LANES), 16  # numbers that memory gives at once
-    undefined, everywhere = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(single, LANES), [0] * LANES)
 
     def codegen(context, builder, signature, args):
         w, x, out = (context.make_array(signature.args[n])(context, builder, args[n]) for n in (0, 2, 3))
@@ -184,8 +190,7 @@ def lanes_product(outputs: int):
                 place = builder.gep(x.data, [builder.mul(k, index(LANES))])
                 inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
                 for row, total in zip(rows, sums, strict=True):
-                    weight = builder.insert_element(undefined, builder.load(builder.gep(row, [k])), single(0))
-                    weight = builder.shuffle_vector(weight, undefined, everywhere)
+                    weight = in_all_lanes(builder, builder.load(builder.gep(row, [k])))
                     builder.store(builder.call(fma, [weight, inputs, builder.load(total)]), total)
         for o, total in enumerate(sums):
             place = builder.bitcast(builder.gep(out.data, [index(o * LANES)]), vector.as_pointer())
@@ -211,7 +216,6 @@ def bytes_product(outputs: int, lanes: int):
     """
     index, single, byte = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
     vector, at_once = ir.VectorType(single, LANES), 64 if lanes == 1 else 4
-    undefined, nothing = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0] * LANES)
     kind = ir.FunctionType(vector, [vector] * 3)
     adding, adding_name = ir.FunctionType(single, [vector]), f"llvm.vector.reduce.add.v{LANES}i32"
 
@@ -221,7 +225,7 @@ def bytes_product(outputs: int, lanes: int):
         rows = [builder.add(weights, builder.mul(width, index(o))) for o in range(outputs)]
         totals = [cgutils.alloca_once(builder, vector) for _ in rows]
         for total in totals:
-            builder.store(nothing, total)
+            builder.store(ir.Constant(vector, [0] * LANES), total)
         with cgutils.for_range(builder, builder.sdiv(width, index(64))) as lines:
             start = builder.mul(lines.index, index(64))
             if lanes > 1:
@@ -229,18 +233,13 @@ def bytes_product(outputs: int, lanes: int):
                     ahead = builder.add(builder.add(row, start), builder.mul(width, index(outputs)))
                     prefetch(builder, builder.inttoptr(ahead, byte), NEARNESS)
             with cgutils.for_range(builder, index(64 // at_once)) as loop:
-                within = builder.mul(loop.index, index(at_once))
-                k = builder.add(start, within)
+                k = builder.add(start, builder.mul(loop.index, index(at_once)))
                 place = builder.gep(builder.bitcast(x, byte), [builder.mul(k, index(64 // at_once))])
                 inputs = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
                 for row, total in zip(rows, totals, strict=True):
-                    address = builder.add(row, k)
-                    if lanes == 1:
-                        weight = builder.load(builder.inttoptr(address, vector.as_pointer()), align=1)
-                    else:
-                        weight = builder.load(builder.inttoptr(address, single.as_pointer()), align=1)
-                        weight = builder.insert_element(undefined, weight, single(0))
-                        weight = builder.shuffle_vector(weight, undefined, nothing)
+                    here = builder.inttoptr(builder.add(row, k), (vector if lanes == 1 else single).as_pointer())
+                    weight = builder.load(here, align=1)
+                    weight = weight if lanes == 1 else in_all_lanes(builder, weight)
                     # By its name: LLVM's own function for it has other types from version to version.
                     values = [builder.load(total), weight, inputs]
                     builder.store(builder.asm(kind, "vpdpbusd $3, $2, $0", "=v,0,v,v", values, False), total)
