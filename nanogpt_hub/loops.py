@@ -40,7 +40,7 @@ LONG = 256  # numbers in a row of weights from which on AMD's CPUs, which follow
 ONE_BY_ONE = binding.get_host_cpu_name().startswith("znver")  # Numba keeps what it compiles by this name too
 NEARNESS = (
     2 if ONE_BY_ONE else 3
-)  # of the cache into which the weights of the next outputs are asked: 3 the first, 2 the second
+)  # cache that the weights of the next outputs are asked into: 3 the first, 2 the second
 HAS_BYTES = binding.get_host_cpu_features().get("avx512vnni", False)  # multiplies 64 bytes at a time
 
 f4 = np.float32

@@ -20,7 +20,6 @@ from train.hardware import has_fast_bf16
 NS_COEFFICIENTS = (
     (7.9017, -23.2093, 17.1716), (3.5957, -2.8795, 0.5951), (2.7867, -2.5662, 0.6734), (2.5828, -2.6880, 1.0545),
 )  # fmt: skip
-
 BF16_MARGIN = 1.05  # keeps the largest singular value so far below 1 that no rounding to bfloat16 reaches it
 
 
