@@ -38,9 +38,8 @@ OUTPUTS = 8  # of a product, computed together: so many rows of weights are read
 PER_THREAD = 2**20  # bytes of weights that are worth one more thread to wait for
 LONG = 256  # numbers in a row of weights from which on AMD's CPUs, which follow one row best, read them one by one
 ONE_BY_ONE = binding.get_host_cpu_name().startswith("znver")  # Numba keeps what it compiles by this name too
-NEARNESS = (
-    2 if ONE_BY_ONE else 3
-)  # cache that the weights of the next outputs are asked into: 3 the first, 2 the second
+# The cache that the weights of the next outputs are asked into: 3 the first, 2 the second.
+NEARNESS = 2 if ONE_BY_ONE else 3
 HAS_BYTES = binding.get_host_cpu_features().get("avx512vnni", False)  # multiplies 64 bytes at a time
 
 f4 = np.float32
