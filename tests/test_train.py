@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanogpt_hub.checkpoint import load_model
-from train import pretrain
+from train import pretrain, trainer
 from train.hardware import choose_precision
 from train.report import read_metrics
 from train.state import load_tensors, read_facts, save_state
@@ -44,6 +44,10 @@ def run(text: Path, out: Path, *flags: str) -> int:
 
 def losses(out: Path) -> dict[int, float]:
     return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
+
+
+def val_losses(out: Path) -> list[float]:
+    return [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
 
 
 def weights(out: Path) -> bytes:
@@ -237,6 +241,22 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(text, tmp
     monkeypatch.setattr(LossOnly, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
     assert run(text, tmp_path / "tiny") == 1
     assert "micro_batch_size 1:" in capsys.readouterr().err
+
+
+def test_evaluation_takes_so_many_tokens_at_a_time_whatever_the_batch(text, tmp_path, monkeypatch):
+    assert run(text, tmp_path / "usual") == 0
+    seen, loss_of = [], trainer.summed_loss
+
+    def noting(gpt, idx, targets):
+        if not torch.is_grad_enabled():
+            seen.append(idx.numel())
+        return loss_of(gpt, idx, targets)
+
+    monkeypatch.setattr(trainer, "summed_loss", noting)
+    monkeypatch.setattr(trainer, "BATCH_TOKENS", 3 * 16 + 1)
+    assert run(text, tmp_path / "small") == 0
+    assert seen == [48, 48, 32] * 3  # three evaluations of 8 windows
+    assert val_losses(tmp_path / "small") == pytest.approx(val_losses(tmp_path / "usual"), abs=1e-6)
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from nanogpt_hub.card import RunFacts, write_card
 from nanogpt_hub.checkpoint import save_model, write_atomic
+from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.generate import SamplingConfig, generate
 from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
@@ -265,7 +266,7 @@ class Trainer:
         """Mean loss in nats per token over the fixed validation windows; keeps the best weights and writes a sample."""
         self.gpt.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        size = 4 * self.micro  # nothing is kept for a backward pass
+        size = max(1, BATCH_TOKENS // self.gpt.config.block_size)  # windows: the same, whatever fits a training step
         for first in range(self.rank * size, len(self.data.val[0]), size * self.world):
             idx, targets = (t[first : first + size].to(self.device) for t in self.data.val)
             with self.accelerator.autocast():
