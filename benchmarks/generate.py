@@ -97,7 +97,7 @@ def small_model(
     ]  # fmt: skip
 
 
-def batch(rounds: int, threads: int, prompts: int = 16, tokens: int = 64) -> list[dict]:
+def batch(rounds: int, threads: int, prompts: int = 16, tokens: int = 128) -> list[dict]:
     """The 124M shape, many texts at once."""
     with tempfile.TemporaryDirectory() as name:
         folder = random_folder(Path(name) / "model", size="124m", vocab_size=50257)
