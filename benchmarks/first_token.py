@@ -2,7 +2,7 @@
 
     python -m benchmarks.first_token [--rounds 5] [--threads N]
 
-prompt  GPT-2's 124M shape, a prompt of 900 tokens, in the programs that are installed (`make peers`), in turn.
+prompt  GPT-2's 124M shape, prompts of 64 and of 900 tokens, in the programs that are installed (`make peers`), in turn.
 load    the same folder, from the start of Python to the first token of a short prompt, and of that what comes after
         the imports. Fresh processes, in turn; the files are in the system's cache.
 """
@@ -41,17 +41,18 @@ print(time.perf_counter() - imported)
 """
 
 
-def prompt(folder: Path, rounds: int, threads: int, tokens: int = 900) -> list[dict]:
-    prompts = [[7 * i % 50257 for i in range(tokens)]]
+def prompt(folder: Path, rounds: int, threads: int, lengths: tuple[int, ...] = (64, 900)) -> list[dict]:
+    prompts = {tokens: [[7 * i % 50257 for i in range(tokens)]] for tokens in lengths}
     with workers(ways(folder, None, threads), threads) as programs:
-        runs = {name: lambda work=work: work(prompts, 1) for name, work in programs.items()}
+        runs = {(name, tokens): lambda work=work, prompt=prompt: work(prompt, 1)
+                for tokens, prompt in prompts.items() for name, work in programs.items()}  # fmt: skip
         taken = alternate(runs, rounds, "prompt")
-    rows = []
-    for name in programs:
-        seconds, faster = median(taken[name]), ratio(taken, name, counterpart(name))
-        rows.append({f"124M, prompt of {tokens}": name, "first token, s": seconds,
-                     "prompt tokens/s": tokens / seconds, "ours is faster by": faster})  # fmt: skip
-    return rows
+    return [
+        {"124M, prompt of": tokens, "program": name, "first token, s": median(seconds),
+         "prompt tokens/s": tokens / median(seconds),
+         "ours is faster by": ratio(taken, (name, tokens), (counterpart(name), tokens))}
+        for (name, tokens), seconds in taken.items()
+    ]  # fmt: skip
 
 
 def load(folder: Path, rounds: int) -> list[dict]:

@@ -13,7 +13,7 @@ For what is computed read model.py; this is the same, tested against it. It is c
 some seconds on a new machine and then half a one (Numba keeps the result), so compiler.py sees to that on the side.
 
 Shape legend: that of model.py, and R rows: the tokens of a pass, B T of them. Activations are (C, lanes), where there
-is 1 lane for one row and else `LANES`, the surplus ones empty.
+is 1 lane for one row and else a multiple of `LANES`; what the surplus ones hold does not count.
 """
 
 import ctypes
@@ -36,11 +36,15 @@ from nanogpt_hub.quantize import LEVELS, OFFSET, TINY, Int8Linear
 LANES = 16  # float32 numbers in the widest registers (AVX512); a CPU with narrower ones takes several
 OUTPUTS = 8  # of a product, computed together: so many rows of weights are read at a time
 PER_THREAD = 2**20  # bytes of weights that are worth one more thread to wait for
+CLOSE = 2**18  # bytes of weights that stay in a core's second cache while all tokens of a pass meet them
+SOON = 128  # keys of the head that comes next are asked for: more push out what is being read
 LONG = 256  # numbers in a row of weights from which on AMD's CPUs, which follow one row best, read them one by one
 ONE_BY_ONE = binding.get_host_cpu_name().startswith("znver")  # Numba keeps what it compiles by this name too
 # The cache that the weights of the next outputs are asked into: 3 the first, 2 the second.
 NEARNESS = 2 if ONE_BY_ONE else 3
 HAS_BYTES = binding.get_host_cpu_features().get("avx512vnni", False)  # multiplies 64 bytes at a time
+# Tokens in a pass; for more, PyTorch's products are as fast. On AMD's CPUs with the widest registers it takes hundreds.
+MOST = 16 * LANES if ONE_BY_ONE and HAS_BYTES else LANES
 
 f4 = np.float32
 how = dict(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})  # NaN must stay NaN
@@ -330,7 +334,7 @@ def attention(p, layer, i, n, x, thread, threads):
     meet(p, threads, proj)
     lo, hi = share(p.R * G, 1, thread, threads)
     for job in range(lo, hi):
-        r, g = job // G, job % G
+        r, g = job % p.R, job // p.R
         place = 4 * D * ((texts[r] * G + g) * p.S_max + positions[r])
         take_head(qkv, (H + g) * D, r, positions[r], p, floats(k_layer + place, D))
         value = floats(v_layer + place, D)
@@ -341,10 +345,11 @@ def attention(p, layer, i, n, x, thread, threads):
     q, gathered, weights = floats(room, D), floats(room + 4 * D, D), floats(room + 8 * D, p.S_max)
     lo, hi = share(p.R * H, 1, thread, threads)
     for job in range(lo, hi):
-        r, h = job // H, job % H
-        start, S = 4 * D * (texts[r] * G + h // (H // G)) * p.S_max, positions[r] + 1
+        r, h = job % p.R, job // p.R
         take_head(qkv, h * D, r, positions[r], p, q)
-        attend(q, table(k_layer + start, S, D), table(v_layer + start, S, D), weights, gathered)
+        k, v = seen(p, i, r, h)
+        after = min(job + 1, hi - 1)
+        attend(q, k, v, weights, gathered, *seen(p, i, after % p.R, after // p.R))
         for j in range(D):
             y[h * D + j, r] = gathered[j]
     meet(p, threads, proj)
@@ -354,11 +359,19 @@ def attention(p, layer, i, n, x, thread, threads):
 
 
 @compiled
+def seen(p, i, r, h):
+    """The keys and values (S, D) in the cache of layer i that a head of a row attends to."""
+    text, group = whole(p.texts, p.R)[r], h // (p.H // p.G)
+    place, S = 4 * p.D * p.S_max * ((i * p.B + text) * p.G + group), whole(p.positions, p.R)[r] + 1
+    return table(p.k + place, S, p.D), table(p.v + place, S, p.D)
+
+
+@compiled
 def feed_forward(p, layer, n, x, thread, threads, ahead):
     lo, hi = share(p.F, OUTPUTS, thread, threads)
     start, size = 4 * lo * p.lanes, (hi - lo) * p.lanes  # this thread's part of h
     h, part = table(p.h, p.F, p.lanes), floats(p.h + start, size)
-    # Into all lanes, empty ones too: the activation goes over all, and again and again would make denormal numbers of
+    # Into all lanes, surplus ones too: the activation goes over all, and again and again would make denormal numbers of
     # what an earlier pass left there, which are a hundred times slower.
     linear(layer.c_fc_weight, layer.c_fc_scale, layer.c_fc_bias, n, h, p.lanes, lo, hi, False)
     if p.activation == SWIGLU:
@@ -471,6 +484,29 @@ def linear(weight, scale, bias, x, out, rows, lo, hi, add):
         for i in range(lo, hi if bias else lo):
             out[i, 0] += b[i]
         return
+    groups = x.reshape(1, inputs, LANES) if lanes == LANES else grouped(x)
+    step = max(1, CLOSE // (4 * inputs * OUTPUTS)) * OUTPUTS
+    for first in range(lo, hi, step):
+        for g in range(len(groups)):
+            n = min(LANES, rows - LANES * g)
+            product_of_lanes(w, groups[g], b, bias, out[:, LANES * g :], n, first, min(first + step, hi), add)
+
+
+@compiled
+def grouped(x):
+    """The lanes of x (I, lanes) as (lanes / LANES, I, LANES): those that a register holds lie together."""
+    inputs, lanes = x.shape
+    groups = np.empty((lanes // LANES, inputs, LANES), np.float32)
+    for g in range(len(groups)):
+        for i in range(inputs):
+            for r in range(LANES):
+                groups[g, i, r] = x[i, LANES * g + r]
+    return groups
+
+
+@compiled
+def product_of_lanes(w, x, b, bias, out, rows, lo, hi, add):
+    """Outputs lo to hi for a group of lanes, x (I, LANES), of which so many are rows."""
     sums = np.empty((OUTPUTS, LANES), np.float32)
     for i in range(lo, hi, OUTPUTS):
         n = min(OUTPUTS, hi - i)
@@ -590,11 +626,17 @@ def take_head(qkv, first, r, position, p, out):
 
 
 @compiled
-def attend(q, k, v, weights, out):
-    """softmax(q k^T / sqrt(D)) v for a query (D,) and the keys and values (S, D), into out (D,)."""
+def attend(q, k, v, weights, out, next_k, next_v):
+    """softmax(q k^T / sqrt(D)) v for a query (D,) and the keys and values (S, D), into out (D,).
+
+    Row by row asks for the keys and values of who comes next, for memory is slow at so many short pieces.
+    """
     S, D = k.shape
     scale, top, total = f4(1) / np.sqrt(f4(D)), f4(-np.inf), f4(0)
-    product_of_vector(k, q, weights.reshape(weights.size, 1), 0, S, False)
+    products = weights.reshape(weights.size, 1)
+    for s in range(0, S, 8):
+        ask_for_rows(next_k, s, s + 8)
+        product_of_vector(k, q, products, s, min(s + 8, S), False)
     for s in range(S):
         top = max(top, weights[s])
     for s in range(S):
@@ -605,6 +647,7 @@ def attend(q, k, v, weights, out):
         out[j] = f4(0)
     whole = S - S % 4
     for s in range(0, whole, 4):
+        ask_for_rows(next_v, s, s + 4)
         a, b, c, d = weights[s] / total, weights[s + 1] / total, weights[s + 2] / total, weights[s + 3] / total
         for j in range(D):
             out[j] += a * v[s, j] + b * v[s + 1, j] + c * v[s + 2, j] + d * v[s + 3, j]
@@ -612,6 +655,14 @@ def attend(q, k, v, weights, out):
         a = weights[s] / total
         for j in range(D):
             out[j] += a * v[s, j]
+
+
+@compiled
+def ask_for_rows(x, lo, hi):
+    """Has memory bring rows lo to hi of x (S, D) nearer, those that there are."""
+    size = 4 * x.shape[1]
+    for place in range(lo * size, min(hi, len(x), SOON) * size, 64):
+        ask_for(x.ctypes.data + place)
 
 
 @compiled
@@ -746,18 +797,19 @@ def for_threads(work):
 
 
 class Loops(Decoder):
-    """The Decoder of a model and a cache that `suit`. More than LANES tokens at once are left to PyTorch."""
+    """The Decoder of a model and a cache that `suit`. More than MOST tokens at once are left to PyTorch."""
 
     def __init__(self, model: GPT, cache: KVCache):
         super().__init__(model, cache)
         cfg, S_max = self.config, cache.k.size(3)
         weights = sum(module.weight.nbytes for module in model.modules() if type(module) in (nn.Linear, Int8Linear))
         self.threads = max(1, min(torch.get_num_threads(), weights // PER_THREAD))
-        C, room = LANES * cfg.n_embd, 2 * LANES * cfg.n_embd + 2 * cfg.head_dim + S_max
+        self.most = LANES if any(type(module) is Int8Linear for module in model.modules()) else MOST
+        C, room = self.most * cfg.n_embd, 2 * self.most * cfg.n_embd + 2 * cfg.head_dim + S_max
         room += -room % 16  # whole cache lines
-        sizes = {"x": C, "y": C, "qkv": LANES * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
-                 "h": 2 * LANES * cfg.ffn_width, "room": self.threads * room}  # fmt: skip
-        self.rows = {name: np.zeros(LANES, np.int64) for name in ("tokens", "texts", "positions", "state")}
+        sizes = {"x": C, "y": C, "qkv": self.most * (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_dim,
+                 "h": 2 * self.most * cfg.ffn_width, "room": self.threads * room}  # fmt: skip
+        self.rows = {name: np.zeros(self.most, np.int64) for name in ("tokens", "texts", "positions", "state")}
         self.places, self.record = layers_of(model), np.zeros(1, Pass)
         self.arrays = self.rows | {name: np.zeros(size, np.float32) for name, size in sizes.items()}
         values = {name: array.ctypes.data for name, array in self.arrays.items()} | team().functions
@@ -779,7 +831,7 @@ class Loops(Decoder):
     def hidden(self, idx: Tensor) -> Tensor:
         """As `Decoder.hidden`."""
         (B, T), lengths, cache = idx.shape, self.cache.lengths, self.cache
-        if B * T > LANES or max(lengths) + T > cache.k.size(3):
+        if B * T > self.most or max(lengths) + T > cache.k.size(3):
             return super().hidden(idx)
         self.rows["tokens"][: B * T] = idx.flatten().tolist()
         self.rows["texts"][: B * T] = [text for text in range(B) for _ in range(T)]
@@ -791,14 +843,14 @@ class Loops(Decoder):
 
     def head(self, x: Tensor) -> Tensor:
         """As `Decoder.head`."""
-        if len(x) > LANES:
+        if len(x) > self.most:
             return super().head(x)
         x, logits = x.contiguous(), torch.empty(len(x), self.config.vocab_size)
         self._run(len(x), logits, only_head=True, given=x.data_ptr())
         return self.cap(logits)
 
     def _run(self, rows: int, out: Tensor, **values: int) -> None:
-        self._set(R=rows, lanes=1 if rows == 1 else LANES, out=out.data_ptr(), **values)
+        self._set(R=rows, lanes=1 if rows == 1 else rows + -rows % LANES, out=out.data_ptr(), **values)
         team().run(work, self.record.ctypes.data, self.threads)
 
     def _set(self, **values: float) -> None:

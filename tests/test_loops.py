@@ -42,10 +42,12 @@ def equal(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.parametrize("most", [loops.LANES, 6 * loops.LANES])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 @pytest.mark.parametrize(("name", "overrides"), ALL, ids=str)
 @torch.inference_mode()
-def test_equals_the_core_in_pieces(name, overrides, rows, threads):
+def test_equals_the_core_in_pieces(name, overrides, rows, most, threads, monkeypatch):
+    monkeypatch.setattr(loops, "MOST", most)
     model = make(name, **overrides)
     caches = [KVCache(model.config, rows) for _ in range(2)]
     decoder, idx = loops.Loops(model, caches[1]), torch.randint(51, (rows, 48))
@@ -113,8 +115,8 @@ def test_what_many_rows_left_does_not_decay():
 
 @pytest.mark.parametrize("different", [False, True])
 @torch.inference_mode()
-def test_more_rows_than_lanes_are_left_to_pytorch(different):
-    model, rows = make(), loops.LANES + 3
+def test_more_rows_than_a_pass_takes_are_left_to_pytorch(different):
+    model, rows = make(), loops.MOST + 3
     caches = [KVCache(model.config, rows) for _ in range(2)]
     decoder, idx = loops.Loops(model, caches[1]), torch.randint(51, (rows, 9))
     for cache in caches:
