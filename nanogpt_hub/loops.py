@@ -325,8 +325,7 @@ def attention(p, layer, i, n, x, thread, threads):
     """Adds to x what attention finds, having put the keys and values of all rows into the cache of layer i."""
     H, G, D = p.H, p.G, p.D
     qkv, y = table(p.qkv, (H + 2 * G) * D, p.lanes), table(p.y, p.C, p.lanes)
-    texts, positions = whole(p.texts, p.R), whole(p.positions, p.R)
-    k_layer, v_layer = p.k + 4 * i * p.B * G * p.S_max * D, p.v + 4 * i * p.B * G * p.S_max * D
+    positions = whole(p.positions, p.R)
     lo, hi = share((H + 2 * G) * D, OUTPUTS, thread, threads)
     linear(layer.c_attn_weight, layer.c_attn_scale, layer.c_attn_bias, n, qkv, p.R, lo, hi, False)
     proj_lo, proj_hi = share(p.C, OUTPUTS, thread, threads)
@@ -335,11 +334,10 @@ def attention(p, layer, i, n, x, thread, threads):
     lo, hi = share(p.R * G, 1, thread, threads)
     for job in range(lo, hi):
         r, g = job % p.R, job // p.R
-        place = 4 * D * ((texts[r] * G + g) * p.S_max + positions[r])
-        take_head(qkv, (H + g) * D, r, positions[r], p, floats(k_layer + place, D))
-        value = floats(v_layer + place, D)
+        k, v = seen(p, i, r, g)
+        take_head(qkv, (H + g) * D, r, positions[r], p, k[-1])
         for j in range(D):
-            value[j] = qkv[(H + G + g) * D + j, r]
+            v[-1, j] = qkv[(H + G + g) * D + j, r]
     meet(p, threads, proj)
     room = p.room + 4 * (thread * p.room_size + 2 * p.C * p.lanes)
     q, gathered, weights = floats(room, D), floats(room + 4 * D, D), floats(room + 8 * D, p.S_max)
@@ -347,9 +345,9 @@ def attention(p, layer, i, n, x, thread, threads):
     for job in range(lo, hi):
         r, h = job % p.R, job // p.R
         take_head(qkv, h * D, r, positions[r], p, q)
-        k, v = seen(p, i, r, h)
+        k, v = seen(p, i, r, h // (H // G))
         after = min(job + 1, hi - 1)
-        attend(q, k, v, weights, gathered, *seen(p, i, after % p.R, after // p.R))
+        attend(q, k, v, weights, gathered, *seen(p, i, after % p.R, after // p.R // (H // G)))
         for j in range(D):
             y[h * D + j, r] = gathered[j]
     meet(p, threads, proj)
@@ -359,10 +357,10 @@ def attention(p, layer, i, n, x, thread, threads):
 
 
 @compiled
-def seen(p, i, r, h):
-    """The keys and values (S, D) in the cache of layer i that a head of a row attends to."""
-    text, group = whole(p.texts, p.R)[r], h // (p.H // p.G)
-    place, S = 4 * p.D * p.S_max * ((i * p.B + text) * p.G + group), whole(p.positions, p.R)[r] + 1
+def seen(p, i, r, g):
+    """What a group of a row's heads attends to in the cache of layer i: keys and values (S, D), its own the last."""
+    S = whole(p.positions, p.R)[r] + 1
+    place = 4 * p.D * p.S_max * ((i * p.B + whole(p.texts, p.R)[r]) * p.G + g)
     return table(p.k + place, S, p.D), table(p.v + place, S, p.D)
 
 
