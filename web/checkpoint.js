@@ -7,7 +7,9 @@
  * it: { label, sizes: Map of name -> bytes, read(name) -> Promise of Uint8Array }. Safetensors and JSON only: nothing in
  * a folder is ever run, whoever made it. What does not fit is refused in one sentence before memory is taken for it.
  */
-import { config_from_hf, family_of, is_buffer, join_tensors, parameter_shapes, show, tensors_from_hf } from "./families.js";
+import {
+  config_from_hf, count_parameters, family_of, is_buffer, join_tensors, parameter_shapes, show, tensors_from_hf,
+} from "./families.js";
 import { FastEngine, supports_kernels, to_float32, weight_bytes } from "./kernels/engine.js";
 import { GPT, plain_engine } from "./model.js";
 import { defaults_of } from "./sampling.js";
@@ -92,8 +94,7 @@ async function weight_files(folder) {
 /** Refuses weights that a browser cannot hold, or that cannot be this config's, before they are fetched. */
 function check_sizes(folder, files, config) {
   const total = files.reduce((sum, name) => sum + folder.sizes.get(name), 0);
-  let numbers = 0;
-  for (const shape of parameter_shapes(config).values()) numbers += shape.reduce((a, b) => a * b, 1);
+  const numbers = count_parameters(config);
   if (total > MAX_WEIGHTS || numbers * 2 > MAX_WEIGHTS) {
     const most = commas(MAX_WEIGHTS);
     throw new Error(`the weights have ${commas(Math.max(total, numbers * 2))} bytes; a browser holds at most ${most}`);
@@ -173,20 +174,17 @@ function typed(bytes, from, size, kind) {
 }
 
 async function choose_engine(config, tensors, arithmetic) {
-  const shapes = parameter_shapes(config);
-  let numbers = 0;
-  for (const shape of shapes.values()) numbers += shape.reduce((a, b) => a * b, 1);
   const fast = arithmetic !== "plain" && supports_kernels();
-  if (!fast || (arithmetic === "auto" && numbers < FAST_FROM)) return plain_engine;
+  if (!fast || (arithmetic === "auto" && count_parameters(config) < FAST_FROM)) return plain_engine;
   const half = [...tensors.values()].every((tensor) => tensor.dtype === "BF16");
   const storage = arithmetic !== "auto" ? arithmetic : half ? "bf16" : "f32";
-  return FastEngine.create(bytes_needed(config, shapes, storage), storage);
+  return FastEngine.create(bytes_needed(config, storage), storage);
 }
 
 /** Bytes that a model takes in the fast engine: weights, caches and the largest layer's inputs and outputs. */
-export function bytes_needed(config, shapes, storage) {
+export function bytes_needed(config, storage) {
   let bytes = 2 ** 20;
-  for (const shape of shapes.values()) if (shape.length === 2) bytes += weight_bytes(...shape, storage) + 64;
+  for (const shape of parameter_shapes(config).values()) if (shape.length === 2) bytes += weight_bytes(...shape, storage) + 64;
   const length = cache_length(config);
   bytes += CACHES * config.n_layer * 2 * (config.kv_heads * length * config.head_dim * 4 + 64);
   const widest = Math.max(config.ffn_width, (config.n_head + 2 * config.kv_heads) * config.head_dim);

@@ -296,6 +296,13 @@ export function parameter_shapes(config) {
   return shapes;
 }
 
+/** Parameters of a model of this config, a tied head counted once. */
+export function count_parameters(config) {
+  let count = 0;
+  for (const shape of parameter_shapes(config).values()) count += shape.reduce((a, b) => a * b, 1);
+  return count;
+}
+
 /**
  * Where each of our tensors is in a file whose tensors have these `shapes` (Map of name -> shape): a Map of our name ->
  * their names. `absent` holds our names of what the config declares absent and the family stores all the same, `copy`
