@@ -210,7 +210,7 @@ export function assemble(config, family, tensors, engine) {
   const state = new Map();
   for (const [name, shape] of parameter_shapes(config)) {
     const data = join(config, family, name, plan.get(name).map((theirs) => checked(theirs, tensors.get(theirs))));
-    state.set(name, shape.length === 2 ? engine.weight(for_engine(data, engine), ...shape) : data_as_float32(data));
+    state.set(name, shape.length === 2 ? engine.weight(for_engine(data, engine), ...shape) : numbers_of(data));
   }
   for (const [name, theirs] of absent) {
     const neutral = name.endsWith("weight") ? 1 : 0; // what a norm or a bias that is not there would be
@@ -241,15 +241,15 @@ function join(config, family, name, parts) {
 
 /** What `engine.weight` takes: numbers, or the bits of bfloat16 for an engine that keeps them. */
 function for_engine({ dtype, data }, engine) {
-  return dtype === "BF16" && engine !== plain_engine ? data : data_as_float32({ dtype, data });
+  return dtype === "BF16" && engine !== plain_engine ? data : numbers_of({ dtype, data });
 }
-
-const data_as_float32 = (tensor) => numbers_of(tensor);
 
 /** The numbers of a tensor as a Float32Array. */
 function numbers_of({ dtype, data }) {
-  if (dtype === "F16") return Float32Array.from(data, half_to_number);
-  return to_float32(data);
+  if (dtype !== "F16") return to_float32(data);
+  const numbers = new Float32Array(data.length);
+  for (let i = 0; i < data.length; i++) numbers[i] = half_to_number(data[i]);
+  return numbers;
 }
 
 function half_to_number(bits) {

@@ -134,21 +134,24 @@ function view(buffer, storage, address, n) {
 /** Numbers of bfloat16 bits; numbers stay themselves. */
 export function to_float32(numbers) {
   if (numbers instanceof Float32Array) return numbers;
-  return new Float32Array(Uint32Array.from(numbers, (bits) => bits << 16).buffer);
+  const bits = new Uint32Array(numbers.length);
+  for (let i = 0; i < numbers.length; i++) bits[i] = numbers[i] << 16;
+  return new Float32Array(bits.buffer);
 }
 
 /** The bits of the nearest bfloat16, ties to even. */
 export function to_bfloat16(numbers) {
   if (numbers instanceof Uint16Array) return numbers;
-  const bits = new Uint32Array(Float32Array.from(numbers).buffer);
-  return Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+  const bits = new Uint32Array(Float32Array.from(numbers).buffer), upper = new Uint16Array(numbers.length);
+  for (let i = 0; i < bits.length; i++) upper[i] = (bits[i] + 0x7fff + ((bits[i] >>> 16) & 1)) >>> 16;
+  return upper;
 }
 
 /** Rounds a row to whole numbers from -127 to 127, and returns what one of them stands for. */
 function round_to_int8(numbers, place) {
   let largest = 0;
-  for (const number of numbers) largest = Math.max(largest, Math.abs(number));
+  for (let i = 0; i < numbers.length; i++) largest = Math.max(largest, Math.abs(numbers[i]));
   const scale = Math.max(largest, 1e-20) / 127;
-  for (let i = 0; i < numbers.length; i++) place[i] = Math.round(numbers[i] / scale);
+  for (let i = 0; i < numbers.length; i++) place[i] = Math.floor(numbers[i] / scale + 0.5);
   return scale;
 }
