@@ -96,18 +96,27 @@ export function linear(weight, bias, x, T) {
   const y = new Float32Array(T * O);
   for (let t = 0; t < T; t++) {
     const from = t * I;
-    for (let o = 0; o < O; o++) {
-      const at = o * I;
-      let a = 0, b = 0, c = 0, d = 0, i = 0; // four sums: the processor adds one while it waits for another
-      for (; i + 3 < I; i += 4) {
-        a += w[at + i] * x[from + i];
-        b += w[at + i + 1] * x[from + i + 1];
-        c += w[at + i + 2] * x[from + i + 2];
-        d += w[at + i + 3] * x[from + i + 3];
+    let o = 0;
+    for (; o + 3 < O; o += 4) { // four outputs at a time, so that each number of x is read once for all of them
+      let at = o * I, a = 0, b = 0, c = 0, d = 0;
+      for (let i = 0; i < I; i++, at++) {
+        const number = x[from + i];
+        a += w[at] * number;
+        b += w[at + I] * number;
+        c += w[at + 2 * I] * number;
+        d += w[at + 3 * I] * number;
       }
-      for (; i < I; i++) a += w[at + i] * x[from + i];
-      y[t * O + o] = a + b + (c + d) + (bias ? bias[o] : 0);
+      y[t * O + o] = a;
+      y[t * O + o + 1] = b;
+      y[t * O + o + 2] = c;
+      y[t * O + o + 3] = d;
     }
+    for (; o < O; o++) {
+      let sum = 0;
+      for (let i = 0; i < I; i++) sum += w[o * I + i] * x[from + i];
+      y[t * O + o] = sum;
+    }
+    if (bias) for (o = 0; o < O; o++) y[t * O + o] += bias[o];
   }
   return y;
 }

@@ -124,11 +124,12 @@ export class Panel {
 
   /** How the answer grew: what each depth would have said, and what it gave the token that came. */
   lens() {
-    const { inside, name } = this.view;
+    const { inside, name } = this.view, largest = Math.max(...inside.lens.map(({ came }) => came));
     const rows = inside.lens.map(({ text, prob, came, rank }, depth) => el("tr", {},
       el("th", { scope: "row" }, depth ? `layer ${depth}` : "embedding"),
       el("td", {}, el("code", {}, visible(text)), ` ${percent(prob)}`),
-      el("td", {}, el("span", { class: "track" }, el("span", { class: "fill drawn", "--share": came })), el("span", {}, `${percent(came)}, rank ${rank}`))));
+      el("td", {}, el("span", { class: "track" }, el("span", { class: "fill drawn", "--share": came / largest })),
+        el("span", {}, `${percent(came)}, rank ${rank}`))));
     return el("div", { class: "lens" }, el("h3", {}, "From embedding to answer"),
       el("p", { class: "hint" }, "If the model stopped after each layer and read its answer off (logit lens)."),
       el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), el("th", { scope: "col" }, "it would say"),
