@@ -38,6 +38,7 @@ worker.onerror = () => notice("this browser cannot run the page's worker: use a 
 // ---- state ------------------------------------------------------------------------------------------------------------
 const state = {
   site: {}, token: "", model: null, revisions: [],
+  source: null, // where the model came from
   writing: null, // the job of the generation that goes on
   text: null, // { prompt, settings, stops, forced, ids, records, written: place of the first written token }
   branches: [], // [{ forced, label, parent }]: the texts that one came through
@@ -77,7 +78,10 @@ async function load(source, { write: write_after = true } = {}) {
     const message = { type: "load", source: { ...source, endpoint: state.site.endpoint, token: state.token, base: document.baseURI },
       arithmetic: $("arithmetic").value };
     const model = await ask(message, show_progress);
-    if (model) await show_model(model, write_after);
+    if (model) {
+      state.source = source;
+      await show_model(model, write_after);
+    }
     return Boolean(model);
   } catch (error) {
     fail(error);
@@ -273,7 +277,7 @@ async function load_chosen() {
   state.token = $("token").value.trim();
   if (files.length) await load({ kind: "files", entries: files.map((file) => [file.webkitRelativePath || file.name, file]) });
   else if (name) await load({ kind: "repo", name, revision: $("revision").value.trim() });
-  else if (state.model?.repo) await load({ kind: "repo", name: state.model.repo, revision: $("revision").value.trim() || state.model.revision });
+  else if (state.source) await load({ ...state.source, revision: $("revision").value.trim() || state.source.revision }); // arithmetic
   else notice("give a name on the Hub, such as user/name, or choose a folder");
   $("folder").value = "";
 }

@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-WAIT = 60_000  # milliseconds; a loaded machine is slow
+WAIT = 120_000  # milliseconds; a loaded machine is slow
 expect = playwright.expect
 expect.set_options(timeout=WAIT)
 
@@ -38,6 +38,10 @@ def browser():
         browser.close()
 
 
+def sample_of(step):
+    return f"To be {'not ' * (step // 250)}{HOSTILE}"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with hostile text wherever text may be."""
@@ -47,7 +51,7 @@ def run(tmp_path_factory):
     log = [f'{{"step": {n}, "train_loss": {4 - n / 300}, "val_loss": {4 - n / 400}}}\n' for n in range(0, 1001, 250)]
     (run / "metrics.jsonl").write_text("".join(log), encoding="utf-8")
     for n in range(0, 1001, 250):
-        (run / "samples" / f"step-{n:06d}.txt").write_text(f"To be {n} {HOSTILE}", encoding="utf-8")
+        (run / "samples" / f"step-{n:06d}.txt").write_text(sample_of(n), encoding="utf-8")
     return run
 
 
@@ -162,13 +166,13 @@ def test_stop(page, served):
 def test_training_plays_and_hostile_text_is_text(page, served):
     page.goto(served)
     ready(page)
-    expect(page.locator("#prompt")).to_have_value("To be 1000")
-    expect(page.locator("#sample")).to_have_text(f"To be 1000 {HOSTILE}")
+    expect(page.locator("#prompt")).to_have_value("To be not not not not")
+    expect(page.locator("#sample")).to_have_text(sample_of(1000))
     page.locator("#step").focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#step-facts")).to_contain_text("Step 500 · training loss 2.333 · validation loss 2.750")
-    expect(page.locator("#sample")).to_have_text(f"To be 500 {HOSTILE}")
+    expect(page.locator("#sample")).to_have_text(sample_of(500))
     page.locator("#play").click()
     expect(page.locator("#step-facts")).to_contain_text("Step 750")
     expect(page.locator("#step-facts")).to_contain_text("Step 1,000")
