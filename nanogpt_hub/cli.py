@@ -19,7 +19,16 @@ import huggingface_hub
 import torch
 from tqdm import tqdm
 
-from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
+from nanogpt_hub.checkpoint import (
+    CheckpointError,
+    load_model,
+    read_config_and_type,
+    read_json,
+    read_shapes,
+    recorded_core,
+    weight_files,
+)
+from nanogpt_hub.core import CORE_FILE
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
@@ -52,12 +61,16 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float32)")
+    parser.add_argument(
+        "--any-core", action="store_true",
+        help="use the weights even if they belong to another model.py than this one, which gives other results",
+    )  # fmt: skip
 
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
     """The model that `add_path` and `add_device` ask for, and its tokenizer."""
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=pick_device(args.device), dtype=dtype)
+    return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
 
 
 def pick_device(name: str) -> str:
@@ -239,13 +252,15 @@ def info(args: argparse.Namespace) -> None:
 def print_model(place: Resolved) -> GPTConfig:
     """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
     try:
-        config = read_config(place)
-        match_tensors(config, {k: shape for path in weight_files(place) for k, shape in read_header(path).items()})
+        config, model_type = read_config_and_type(place, any_core=True)
+        match_tensors(config, read_shapes(weight_files(place)), model_type)
     except ValueError as error:
         raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
     content = read_json(place.folder / "config.json")
     dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
-    print(f"model type   {content['model_type']}, {printable(dtype)}")
+    print(f"model type   {model_type}, {printable(dtype)}")
+    if core := recorded_core(content):
+        print(f"model.py     edited ({', '.join(core.changed)}), see {CORE_FILE}; core {core.fingerprint}")
     print(f"parameters   {empty_model(config).num_params():,}")
     if not (place.folder / "tokenizer.json").is_file():
         print("tokenizer    none")
