@@ -281,30 +281,33 @@ def recorded_core(content: Mapping[str, Any]) -> Core | None:
     return Core(fingerprint, tuple(changed), "")
 
 
-def check_core(content: Mapping[str, Any], here: Core | None = None) -> None:
-    """Raises CoreError unless the weights beside a config.json with this `content` belong to the core `here`.
-
-    here: None is the one that runs. Weights of which nothing else is recorded belong to the verified core: those of the
-    stock families, from wherever they come, and those that this project saved before it recorded edits.
-    """
-    here, theirs = here or running_core(), recorded_core(content)
-    if (theirs or Core(total(VERIFIED), (), "")).fingerprint == here.fingerprint:
+def check_core(content: Mapping[str, Any]) -> None:
+    """Raises CoreError unless the weights beside a config.json with this `content` belong to the core that runs."""
+    difference = core_difference(content, running_core())
+    if not difference:
         return
-    on_purpose = "take the weights with this one on purpose: --any-core, or any_core=True in Python"
-    mine = f"the model.py that runs here is edited ({', '.join(here.changed)})" if here.changed else ""
+    theirs = recorded_core(content)
     if theirs is None:
-        raise CoreError(
-            f"its weights belong to the unedited model.py of nanogpt_hub, and {mine}: use an unedited copy, or, to "
-            f"fine-tune them with the edit, say, {on_purpose}"
-        )
-    names = ", ".join(theirs.changed)
-    file = f"put the {CORE_FILE} beside its weights in the place of nanogpt_hub/model.py, once you have read it"
-    if RUNTIME in names:
-        file = f"make the same changes again: what is known of them is at the end of the {CORE_FILE} beside its weights"
-    raise CoreError(
-        f"its weights belong to an edited model.py ({names}; core {theirs.fingerprint}), and "
-        f"{mine or 'the one that runs here is unedited'}: {file}, or {on_purpose}"
-    )
+        remedy = "use an unedited copy, or, to fine-tune them with the edit, say,"
+    elif RUNTIME in " ".join(theirs.changed):
+        remedy = f"make the same changes again, the end of the {CORE_FILE} beside the weights tells them, or"
+    else:
+        remedy = f"put the {CORE_FILE} beside the weights in the place of nanogpt_hub/model.py, after reading it, or"
+    raise CoreError(f"{difference}: {remedy} take them as they are by --any-core, in Python any_core=True")
+
+
+def core_difference(content: Mapping[str, Any], here: Core) -> str:
+    """To which core the weights beside a config.json belong, in words; "" where that is the core `here`.
+
+    Weights of which nothing is recorded belong to the verified core: those of the stock families, wherever they are
+    from, and those that this project saved before it recorded edits.
+    """
+    theirs = recorded_core(content) or Core(total(VERIFIED), (), "")
+    if theirs.fingerprint == here.fingerprint:
+        return ""
+    mine = f"edited ({', '.join(here.changed)})" if here.changed else "unedited"
+    edited = f"an edited model.py ({', '.join(theirs.changed)}; core {theirs.fingerprint})"
+    return f"its weights belong to {edited if theirs.changed else 'the unedited model.py'}, and the one here is {mine}"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

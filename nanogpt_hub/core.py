@@ -2,6 +2,7 @@
 
     core = running_core()        # core.changed is () for the verified core; ("Block", "MLP") names the edited parts
     core = running_core(model)   # the same, and what differs in this model: subclasses, replaced modules and methods
+    faults(model.config)         # what generation, training and lens count on and this core does not keep
 
 What counts as an edit is told in fingerprint.py. Changes at run time, as a notebook makes them, are noticed where that
 is cheap: a class or a method of model.py that was replaced, a subclass of GPT or of a part of it, a module from
@@ -14,14 +15,17 @@ import functools
 import importlib.util
 import inspect
 import textwrap
+from dataclasses import replace
 from types import CodeType
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
 from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parts, total
+from nanogpt_hub.model import GPT, GPTConfig, KVCache
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
 LIBRARIES = {"torch", "peft", "nanogpt_hub"}  # whose modules are no change of the core
@@ -46,14 +50,18 @@ def running_core(model: nn.Module | None = None) -> Core:
     """The core of this process, or the one that computes `model`, whose modules may differ from the classes."""
     replaced = _replaced_code() | (_foreign_modules(model) if model is not None else {})
     found = source_parts() | {f"{name} {RUNTIME}": digest(_tree_text(text)) for name, text in replaced.items()}
-    changed = (name for name in found.keys() | VERIFIED.keys() if found.get(name) != VERIFIED.get(name))
     notes = [f"# ---- {name} was replaced at run time ----\n{text}" for name, text in sorted(replaced.items())]
-    return Core(total(found), tuple(sorted(changed)), "\n\n".join([SOURCE, *notes]))
+    return Core(total(found), _changed(found, VERIFIED), "\n\n".join([SOURCE, *notes]))
 
 
-def verified_fingerprint() -> str:
-    """The fingerprint of the core that the stock families were verified with."""
-    return total(VERIFIED)
+def core_of_text(source: str, verified: dict[str, str]) -> Core:
+    """The core in the text of a model.py, beside a table of verified parts. Nothing is executed; SyntaxError."""
+    found = parts(source)
+    return Core(total(found), _changed(found, verified), source)
+
+
+def _changed(found: dict[str, str], verified: dict[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in found.keys() | verified.keys() if found.get(name) != verified.get(name)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,7 +140,13 @@ def _source_of(found: Any) -> str:
         return inspect.getsource(found)
     except (OSError, TypeError):
         code = getattr(_function(found), "__code__", None)
-        return f"# no source: {digest(code.co_code.hex()) if code else type(found).__qualname__}\n"
+        return f"# no source: {digest(_code_text(code)) if code else type(found).__qualname__}\n"
+
+
+def _code_text(code: CodeType) -> str:
+    """What a code object computes, as text without addresses; another one for each version of Python."""
+    constants = [_code_text(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {constants}"
 
 
 def _tree_text(text: str) -> str:
@@ -141,3 +155,61 @@ def _tree_text(text: str) -> str:
         return canonical(ast.parse(textwrap.dedent(text)).body)
     except SyntaxError:
         return text
+
+
+# ---- what the rest of the project counts on ----
+
+
+@torch.no_grad()
+def faults(config: GPTConfig) -> list[str]:
+    """What a core fails to keep of that which generation, training and lens count on, in sentences.
+
+    Tried on a random model of this config with two layers and a small vocabulary, on the CPU.
+    """
+    model = _random_model(replace(config, vocab_size=61, block_size=12, n_layer=2, dropout=0.0))
+    idx = torch.arange(24).view(2, 12) * 7919 % 61
+    whole = model.head(model.hidden(idx))  # (2, 12, 61)
+    found = {
+        "GPT.forward gives other logits than head(hidden(idx)), which training and generation call": model(idx)[0],
+        "a token's logits depend on tokens that come after it": _without_future(model, idx),
+        "the tokens one by one, with a KVCache, give other logits than all at once": _one_by_one(model, idx),
+        "with a KVCache, rows of different lengths give other logits than each alone": _ragged(model, idx, whole),
+    }
+    limit = 1e-3 * whole.abs().max()
+    worst = {sentence: (logits - whole).abs().max() for sentence, logits in found.items()}
+    return [f"{sentence} (off by up to {off:.2g})" for sentence, off in worst.items() if not off <= limit]
+
+
+def _random_model(config: GPTConfig) -> GPT:
+    """Weights in which everything counts: fresh ones may leave the residual stream as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = GPT(config).eval()
+        for parameter in model.parameters():
+            parameter.normal_(float(parameter.dim() == 1), 0.2)
+    return model
+
+
+def _without_future(model: GPT, idx: Tensor) -> Tensor:
+    """Logits (B, T, V), each computed without the tokens behind its own."""
+    ends = range(1, idx.size(1) + 1)
+    return torch.cat([model.head(model.hidden(idx[:, :end]))[:, -1:] for end in ends], dim=1)
+
+
+def _one_by_one(model: GPT, idx: Tensor) -> Tensor:
+    """Logits (B, T, V) of tokens given to a cache in three pieces and then singly."""
+    cache = KVCache(model.config, len(idx))
+    pieces = idx.split([4, 3, 2, *[1] * (idx.size(1) - 9)], dim=1)
+    return torch.cat([model.head(model.hidden(piece, cache)) for piece in pieces], dim=1)
+
+
+def _ragged(model: GPT, idx: Tensor, whole: Tensor) -> Tensor:
+    """`whole`, with the logits of one token in each row put in that a cache of rows of 5 and 8 tokens gives."""
+    cache, lengths = KVCache(model.config, 2), [5, 8]
+    model.hidden(idx[:, :8], cache)
+    cache.lengths = [*lengths]
+    rows = torch.arange(2)
+    logits = model.head(model.hidden(idx[rows, lengths][:, None], cache))
+    result = whole.clone()
+    result[rows, lengths] = logits[:, 0]
+    return result

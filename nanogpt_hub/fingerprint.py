@@ -50,6 +50,14 @@ def digest(text: str, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def verified_table(source: str) -> dict[str, str] | None:
+    """The table `VERIFIED` in the text of another copy of this file, which is not executed; None where it has none."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and name_of(node) == "VERIFIED":
+            return ast.literal_eval(node.value)
+    return None
+
+
 # ---- the syntax tree ----
 
 

@@ -21,7 +21,6 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -237,7 +236,7 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     _check_text(model, ids, least=1)
     with inference(model):
         hidden, stream, maps = _record(model, torch.tensor([ids], device=model.wte.weight.device))
-        if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden):
+        if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden, equal_nan=True):
             raise ValueError(f"{EDITED}: its output is not the last norm of what the blocks have left in the stream")
         if len(maps) != len(stream) - 1:
             raise ValueError(f"{EDITED}: its blocks do not call `attend` once each, where the lens reads attention")
@@ -457,6 +456,6 @@ def parameters_by_part(model: GPT) -> list[Part]:
         counts[next((part for part in name.split(".") if part in names), "norm")] += parameter.numel()
     notes = {
         "lm_head": "the token embedding, used again" if tied else "",
-        "wpe": "" if model.wpe is not None else "none: positions are rotations",
+        "wpe": "none: positions are rotations" if model.config.position == "rotary" else "",
     }
     return [Part(names[kind], count, notes.get(kind, "")) for kind, count in counts.items()]

@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import saved_as, write_atomic
-from nanogpt_hub.core import CORE_FILE, running_core
+from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.hub.resolve import resolve
@@ -230,9 +230,9 @@ def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
         f"context {cfg.block_size}; saved as {family}"
     ]
     if running_core(gpt).changed:
-        lines.append(
-            f"note: {why}: the folder holds it as {CORE_FILE}, loads only where it is the core, and not in Transformers"
-        )
+        loads = "loads only where that is nanogpt_hub/model.py, and not in Transformers"
+        lines.append(f"note: {why}: the folder holds it as {CORE_FILE} and {loads}")
+        lines += [f"warning: {fault}" for fault in faults(cfg)]
     elif family == "nanogpt_hub":
         lines.append(f"note: Transformers has no such model ({why}); the folder loads with nanogpt_hub only")
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)

@@ -257,7 +257,7 @@ def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
 
 def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     model, c = facts["model"], facts["model"]["config"]
-    positions = f"rotary, base {c['rope_theta']:g}" if c["position"] == "rotary" else "learned"
+    positions = f"rotary, base {c['rope_theta']:g}" if c["position"] == "rotary" else c["position"]
     if c["position"] == "rotary" and c["rotary_fraction"] != 1:
         positions += f", {c['rotary_fraction']:.0%} of each head"
     grouped = f", {c['n_kv_head']} key/value heads" if c["n_kv_head"] not in (0, c["n_head"]) else ""
