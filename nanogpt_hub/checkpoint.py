@@ -43,13 +43,13 @@ from nanogpt_hub.families import (
     state_from_hf,
     state_to_hf,
 )
-from nanogpt_hub.fingerprint import VERIFIED, total
+from nanogpt_hub.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-PLAIN_WORDS = re.compile(r"[\w. ]{1,100}", re.ASCII)
+PLAIN_WORDS = re.compile(r"[\w. ]{1,100}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 WRAPPERS = ("_orig_mod", "module")  # torch.compile; DistributedDataParallel and its kin
 WEIGHT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of the dtypes that are loaded
@@ -130,7 +130,8 @@ def _core_of(gpt: GPT, state: Mapping[str, Tensor]) -> Core:
     core, expected = running_core(gpt), parameter_shapes(gpt.config).keys()
     if state.keys() - {"lm_head.weight"} == expected - {"lm_head.weight"}:
         return core
-    return core._replace(changed=(*core.changed, f"parameters {RUNTIME}"), fingerprint=core.fingerprint[::-1])
+    names = " ".join([core.fingerprint, *sorted(state)])
+    return core._replace(changed=(*core.changed, f"parameters {RUNTIME}"), fingerprint=digest(names, 16))
 
 
 def unwrap(model: nn.Module) -> GPT:

@@ -12,7 +12,6 @@ replaced `CausalSelfAttention.attend`, and what PyTorch itself computes.
 
 import ast
 import functools
-import importlib.util
 import inspect
 import textwrap
 from dataclasses import replace
@@ -30,8 +29,17 @@ from nanogpt_hub.model import GPT, GPTConfig, KVCache
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
 LIBRARIES = {"torch", "peft", "nanogpt_hub"}  # whose modules are no change of the core
 RUNTIME = "at run time"  # behind the name of a part that no file holds
-# Read when this module is imported, right after model.py: the file may be edited while a training runs.
-SOURCE = inspect.getsource(core_module) if importlib.util.find_spec(core_module.__name__).has_location else ""
+
+
+def _read_source() -> str:
+    """The text of model.py; "" where Python was given none, and every part counts as edited."""
+    try:
+        return inspect.getsource(core_module)
+    except OSError:
+        return ""
+
+
+SOURCE = _read_source()  # now, right after model.py was imported: the file may be edited while a training runs
 
 
 class Core(NamedTuple):
@@ -122,7 +130,7 @@ def _foreign_modules(model: nn.Module) -> dict[str, str]:
     for module in model.modules():
         kind, forward = type(module), vars(module).get("forward")
         if kind.__module__.split(".")[0] not in LIBRARIES:
-            foreign[kind.__qualname__] = _source_of(kind)
+            foreign[kind.__name__] = _source_of(kind)
         if kind.__module__ == core_module.__name__ and forward is not None and not _recomputes(module, forward):
             foreign[f"forward of a {kind.__name__}"] = _source_of(forward)
     return foreign

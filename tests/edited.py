@@ -54,7 +54,13 @@ def python(checkout: Path, *args: str, status: int = 0) -> str:
     """Runs Python in a checkout, with its package and not ours; returns what it prints, both streams."""
     env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, *args], cwd=checkout, env=env, capture_output=True, text=True, timeout=290, check=False
+        [sys.executable, *args],
+        cwd=checkout,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=290,
+        check=False,
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

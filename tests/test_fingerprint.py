@@ -18,6 +18,7 @@ from nanogpt_hub import model as model_module
 from nanogpt_hub.checkpoint import CoreError, load_model, save_model, saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.fingerprint import VERIFIED, parts, total, verified_table
+from nanogpt_hub.hub.card import make_card
 from nanogpt_hub.model import GPT, MLP, Block, GPTConfig, KVCache
 
 SOURCE = (ROOT / "nanogpt_hub" / "model.py").read_text(encoding="utf-8")
@@ -182,6 +183,10 @@ def test_replaced_functions_properties_and_classes(change, named, monkeypatch):
 
 def test_what_differs_in_one_model(tmp_path):
     base = tiny()
+    save_model(tmp_path / "shifted", Shifted(base.config))
+    assert "model.py is edited (Shifted at run time; core" in make_card(tmp_path / "shifted", {})
+    with pytest.raises(CoreError, match=r"edited model.py \(Shifted at run time"):
+        load_model(tmp_path / "shifted")
     assert running_core(Shifted(base.config)).changed == ("Shifted at run time",)
     base.h[0].mlp.resid_dropout = Mine()
     assert running_core(base).changed == ("Mine at run time",)
@@ -191,9 +196,9 @@ def test_what_differs_in_one_model(tmp_path):
     assert saved_as(other)[0] == "nanogpt_hub"
     without = tiny()
     without.h[0].ln_1 = nn.Identity()  # a module of PyTorch: the missing weights tell
-    save_model(tmp_path, without)
+    save_model(tmp_path / "without", without)
     with pytest.raises(CoreError, match="parameters at run time"):
-        load_model(tmp_path)
+        load_model(tmp_path / "without")
 
 
 def test_what_the_trainer_does_to_a_model_is_no_edit():
