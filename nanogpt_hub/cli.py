@@ -30,6 +30,7 @@ from nanogpt_hub.checkpoint import (
 )
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.generate import encode_prompt, stream_tokens
@@ -68,6 +69,14 @@ def add_any_core(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-core", action="store_true",
         help="take the weights even if they belong to another model.py than this one, which gives other results",
+    )  # fmt: skip
+
+
+def add_engine(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="what computes the tokens: plain (model.py itself), torch, numba (compiled once, then fastest on "
+        f"a CPU), auto (numba where it is prepared, else torch){more}",
     )  # fmt: skip
 
 
@@ -120,6 +129,7 @@ def add_generate(commands) -> None:
         help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
     )  # fmt: skip
     parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
+    add_engine(parser)
     add_device(parser)
 
 
@@ -134,6 +144,7 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
 def generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    prepare_engine(args)
     prompt = read_prompt(args.prompt)
     names = ("max_new_tokens", *SAMPLERS)
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -153,12 +164,20 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
+        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
+        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+
+
+def prepare_engine(args: argparse.Namespace) -> None:
+    """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
+    if engine_setting(args.engine) == "numba" and preparation.poll() is None and not preparation.over:
+        say("preparing the compiled engine, once for this machine: about a minute ...")
+        preparation.wait()
 
 
 def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
