@@ -52,7 +52,7 @@ def copy_package(folder: Path, heading: str = "") -> Path:
 
 def python(checkout: Path, *args: str, status: int = 0) -> str:
     """Runs Python in a checkout, with its package and not ours; returns what it prints, both streams."""
-    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "NANOGPT_HUB_ENGINE": "torch"}
     done = subprocess.run(
         [sys.executable, *args],
         cwd=checkout,
