@@ -15,6 +15,8 @@ ROOMS = {
     "model": set(),
     "tokenizer": set(),
     "sources": set(),
+    "fingerprint": set(),
+    "core": {"model", "fingerprint"},
     "families": {"model"},
     "engine.*": {"model", "engine.*", "sampling"},
     "engine.prepare": {"engine.*", "sources"},
@@ -22,10 +24,10 @@ ROOMS = {
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families"},
+    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
     "hub.readme": set(),
-    "hub.*": {"model", "tokenizer", "families", "checkpoint", "hub.*"},
+    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
 }
 
