@@ -18,7 +18,7 @@ ROOMS = {
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
-    "engine.*": {"model", "engine.*", "sampling"},
+    "engine.*": {"model", "core", "engine.*", "sampling"},
     "engine.prepare": {"engine.*", "sources"},
     "sampling": set(),
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
