@@ -20,7 +20,7 @@ export function el(tag, attributes = {}, ...children) {
 export function percent(p) {
   if (p >= 0.9995) return "100 %";
   if (p >= 0.1) return `${(100 * p).toFixed(1)} %`;
-  return p >= 0.0001 ? `${(100 * p).toPrecision(2)} %` : "under 0.01 %";
+  return p >= 0.0001 ? `${(100 * p).toPrecision(2)} %` : "<0.01 %";
 }
 
 /** A count for people: 102 thousand, 10.7 million. */

@@ -56,7 +56,7 @@ export class TokenView {
 
 function make_span({ text, name, prob, typed, finish, forced }, place) {
   const shown = typed ? name : text;
-  const classes = ["token", typed && "typed", shown === "" && "empty", /\n/.test(shown) && "newline", forced && "forced",
+  const classes = ["token", typed && "typed", shown === "" && finish !== "eot" && "empty", /\n/.test(shown) && "newline", forced && "forced",
     finish === "eot" && "end"].filter(Boolean).join(" ");
   const label = `${visible(name)}${typed ? ", typed" : `, ${percent(prob)}`}`;
   const attributes = { class: classes, id: `token-${place}`, role: "option", "aria-selected": "false", title: label };

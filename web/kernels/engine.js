@@ -109,7 +109,8 @@ export class FastEngine {
 
   attend = (q, k, v, S) => {
     const D = q.length;
-    if (D % STEP || k.length % (ROWS * D)) return attend(q, k, v, S); // odd shapes: the plain way
+    const here = k.buffer === this.memory.buffer; // a cache that was made by this engine
+    if (!here || D % STEP || k.length % (ROWS * D)) return attend(q, k, v, S); // anything else: the plain way
     const rows = round_up(S, ROWS), p_at = round_up(this.scratch + D * 4, ALIGN), y_at = round_up(p_at + rows * 4, ALIGN);
     this.check_scratch(y_at + D * 4);
     const inputs = new Float32Array(this.memory.buffer, this.scratch, D);
