@@ -145,7 +145,7 @@ const calls = {
   async refusals({ folders }) {
     const messages = [];
     for (const folder of folders) {
-      messages.push(await load_model(folder_of(folder)).then(() => "", (error) => error.message));
+      messages.push(await Promise.resolve().then(() => load_model(folder_of(folder))).then(() => "", (error) => error.message));
     }
     return messages;
   },

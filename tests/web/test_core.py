@@ -133,7 +133,7 @@ def test_logits_are_those_of_python(tmp_path):
         expected = model(torch.tensor([ids]))[0][0, -1]
         for arithmetic in ("plain", "f32"):
             got = torch.tensor(node("logits", folder=str(folder), ids=ids, arithmetic=arithmetic))
-            torch.testing.assert_close(got, expected.detach(), atol=2e-5, rtol=2e-5)
+            torch.testing.assert_close(got, expected.detach(), atol=2e-4, rtol=2e-4)
 
 
 def test_an_empty_prompt_stop_strings_and_forced_tokens(tmp_path):
@@ -325,7 +325,7 @@ HOSTILE_FOLDERS = {
     "a browser holds at most": edit_json("config.json", vocab_size=10**7, n_embd=65536, n_head=4),
     "config.json asks for [24,32]": edit_header(lambda h: h["transformer.wpe.weight"].update(shape=[32, 24])),
     "is not part of the model in config.json": edit_header(lambda h: h.update({EVIL: h.pop("transformer.ln_f.bias")})),
-    "is missing from the weights": edit_json("config.json", n_layer=1, attn_bias=False, n_inner=None),
+    "is missing from the weights": edit_json("config.json", n_layer=3),
     "is 'F64'; F32, BF16, F16 can be loaded": edit_header(lambda h: first_tensor(h).update(dtype="F64")),
     "a malformed entry for tensor": edit_header(lambda h: first_tensor(h).update(shape=[-1])),
     "overlap or leave gaps": edit_header(overlap),
@@ -338,7 +338,7 @@ HOSTILE_FOLDERS = {
     "this tokenizer is a 'Unigram'": edit_json("tokenizer.json", model={"type": "Unigram", "vocab": {"a": 0}}),
     "ids are 0 to": edit_json("tokenizer.json", added_tokens=[{"id": 4 * 10**9, "content": EVIL, "special": True}]),
     "they do not belong together": edit_json(
-        "tokenizer.json", added_tokens=[{"id": 10**5, "content": "x!", "special": True}]
+        "tokenizer.json", added_tokens=[{"id": 10**5, "content": "<|endoftext|>", "special": True}]
     ),
 }
 
