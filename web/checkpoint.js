@@ -8,14 +8,22 @@
  * a folder is ever run, whoever made it. What does not fit is refused in one sentence before memory is taken for it.
  */
 import {
-  config_from_hf, count_parameters, family_of, is_buffer, join_tensors, parameter_shapes, show, tensors_from_hf,
+  config_from_hf,
+  count_parameters,
+  family_of,
+  is_buffer,
+  join_tensors,
+  parameter_shapes,
+  show,
+  tensors_from_hf,
 } from "./families.js";
 import { FastEngine, supports_kernels, to_float32, weight_bytes } from "./kernels/engine.js";
 import { GPT, plain_engine } from "./model.js";
 import { defaults_of } from "./sampling.js";
 import { Tokenizer } from "./tokenizer.js";
 
-export const WEIGHTS = "model.safetensors", INDEX = "model.safetensors.index.json";
+export const WEIGHTS = "model.safetensors",
+  INDEX = "model.safetensors.index.json";
 const PLAIN_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors$/;
 const WEIGHT_BYTES = { F32: 4, BF16: 2, F16: 2 }; // of the dtypes that are loaded
 const BUFFER_BYTES = { ...WEIGHT_BYTES, BOOL: 1, U8: 1 }; // of those that masks may have, which are skipped
@@ -48,7 +56,9 @@ export async function load_model(folder, arithmetic = "auto") {
   const model = new GPT(config, assemble(config, family_of(content), tensors, engine), engine);
   const caches = Array.from({ length: CACHES }, () => new_cache_memory(config, engine));
   engine.reserve_scratch?.();
-  const generation = folder.sizes.has("generation_config.json") ? await read_json(folder, "generation_config.json") : {};
+  const generation = folder.sizes.has("generation_config.json")
+    ? await read_json(folder, "generation_config.json")
+    : {};
   return { config, model, tokenizer, caches, defaults: defaults_of(generation), storage: engine.storage ?? "plain" };
 }
 
@@ -78,14 +88,17 @@ async function weight_files(folder) {
   if (folder.sizes.has(WEIGHTS)) return [WEIGHTS];
   if (!folder.sizes.has(INDEX)) {
     const pickled = [...folder.sizes.keys()].some((name) => /\.(bin|pt|pth|ckpt)$/.test(name));
-    throw new Error(pickled
-      ? "there are only pickled weights, which may run code when opened and are never read; it needs safetensors"
-      : `there are no weights; ${WEIGHTS} or ${INDEX} must be in the folder`);
+    throw new Error(
+      pickled
+        ? "there are only pickled weights, which may run code when opened and are never read; it needs safetensors"
+        : `there are no weights; ${WEIGHTS} or ${INDEX} must be in the folder`,
+    );
   }
   const map = (await read_json(folder, INDEX)).weight_map;
   const names = map && typeof map === "object" ? [...new Set(Object.values(map).map(String))].sort() : [];
   const bad = names.find((name) => !PLAIN_NAME.test(name));
-  if (!names.length || bad) throw new Error(`${INDEX} must name safetensors files in its own folder, not ${show(bad ?? "none")}`);
+  if (!names.length || bad)
+    throw new Error(`${INDEX} must name safetensors files in its own folder, not ${show(bad ?? "none")}`);
   const missing = names.find((name) => !folder.sizes.has(name));
   if (missing) throw new Error(`${show(missing)} is missing, which ${INDEX} names`);
   return names;
@@ -100,7 +113,9 @@ function check_sizes(folder, files, config) {
     throw new Error(`the weights have ${commas(Math.max(total, numbers * 2))} bytes; a browser holds at most ${most}`);
   }
   if (total < numbers * 2) {
-    throw new Error(`the weights have ${commas(total)} bytes, too few for the ${commas(numbers)} parameters in config.json`);
+    throw new Error(
+      `the weights have ${commas(total)} bytes, too few for the ${commas(numbers)} parameters in config.json`,
+    );
   }
 }
 
@@ -111,15 +126,21 @@ async function read_tokenizer(folder) {
     if (folder.sizes.has(name)) configs.push(await read_json(folder, name));
   }
   const size = folder.sizes.get("tokenizer.json");
-  if (size > 4 * MAX_JSON) throw new Error(`tokenizer.json has ${commas(size)} bytes; at most ${commas(4 * MAX_JSON)} are read`);
-  return new Tokenizer(parse_json(await folder.read("tokenizer.json"), "tokenizer.json"), Object.assign({}, ...configs));
+  if (size > 4 * MAX_JSON)
+    throw new Error(`tokenizer.json has ${commas(size)} bytes; at most ${commas(4 * MAX_JSON)} are read`);
+  return new Tokenizer(
+    parse_json(await folder.read("tokenizer.json"), "tokenizer.json"),
+    Object.assign({}, ...configs),
+  );
 }
 
 /** More model ids than tokenizer ids are padding; the reverse would index past the embedding. */
 function check_vocabulary(config, tokenizer) {
   if (tokenizer.vocab_size > config.vocab_size) {
-    throw new Error(`the tokenizer (${tokenizer.kind}) has ${tokenizer.vocab_size} ids, but the model's vocab_size is ` +
-      `${config.vocab_size}: they do not belong together`);
+    throw new Error(
+      `the tokenizer (${tokenizer.kind}) has ${tokenizer.vocab_size} ids, but the model's vocab_size is ` +
+        `${config.vocab_size}: they do not belong together`,
+    );
   }
 }
 
@@ -130,10 +151,13 @@ export function read_tensors(file, bytes) {
     throw new Error(`${file} is no complete safetensors file: fetch or save it again`);
   }
   const header = parse_json(bytes.subarray(8, 8 + length), `the header of ${file}`);
-  const start = 8 + length, tensors = new Map(), places = [];
+  const start = 8 + length,
+    tensors = new Map(),
+    places = [];
   for (const [name, entry] of Object.entries(header)) {
     if (name === "__metadata__") continue;
-    const size = tensor_bytes(file, name, entry), [from, to] = entry.data_offsets ?? [];
+    const size = tensor_bytes(file, name, entry),
+      [from, to] = entry.data_offsets ?? [];
     if (!Number.isInteger(from) || from < 0 || to - from !== size) {
       throw new Error(`${file} has a malformed entry for tensor ${show(name)}`);
     }
@@ -148,7 +172,9 @@ export function read_tensors(file, bytes) {
     end = to;
   }
   if (start + end !== bytes.length) {
-    throw new Error(`${file} has ${commas(bytes.length)} bytes where its header announces ${commas(start + end)}; fetch or save it again`);
+    throw new Error(
+      `${file} has ${commas(bytes.length)} bytes where its header announces ${commas(start + end)}; fetch or save it again`,
+    );
   }
   return tensors;
 }
@@ -168,7 +194,8 @@ function tensor_bytes(file, name, entry) {
 
 /** A view of the bytes, or a copy where they do not lie at a multiple of the numbers' size. */
 function typed(bytes, from, size, kind) {
-  const at = bytes.byteOffset + from, n = size / kind.BYTES_PER_ELEMENT;
+  const at = bytes.byteOffset + from,
+    n = size / kind.BYTES_PER_ELEMENT;
   if (at % kind.BYTES_PER_ELEMENT === 0) return new kind(bytes.buffer, at, n);
   return new kind(bytes.buffer.slice(at, at + size));
 }
@@ -184,12 +211,15 @@ async function choose_engine(config, tensors, arithmetic) {
 /** Bytes that a model takes in the fast engine: weights, caches and the largest layer's inputs and outputs. */
 export function bytes_needed(config, storage) {
   let bytes = 2 ** 20;
-  for (const shape of parameter_shapes(config).values()) if (shape.length === 2) bytes += weight_bytes(...shape, storage) + 64;
+  for (const shape of parameter_shapes(config).values())
+    if (shape.length === 2) bytes += weight_bytes(...shape, storage) + 64;
   const length = cache_length(config);
   bytes += CACHES * config.n_layer * 2 * (config.kv_heads * length * config.head_dim * 4 + 64);
   const widest = Math.max(config.ffn_width, (config.n_head + 2 * config.kv_heads) * config.head_dim);
   const rows = Math.min(SCRATCH_TOKENS, length) + 8;
-  return bytes + Math.max(rows * (widest + config.n_embd + 32) * 4 * 2, (config.vocab_size + config.n_embd) * 8, length * 8);
+  return (
+    bytes + Math.max(rows * (widest + config.n_embd + 32) * 4 * 2, (config.vocab_size + config.n_embd) * 8, length * 8)
+  );
 }
 
 /** Tokens that a cache has room for, a multiple of 4 for the kernels. */
@@ -209,7 +239,12 @@ export function assemble(config, family, tensors, engine) {
   const { plan, absent, copy } = tensors_from_hf(config, family, shapes);
   const state = new Map();
   for (const [name, shape] of parameter_shapes(config)) {
-    const data = join(config, family, name, plan.get(name).map((theirs) => checked(theirs, tensors.get(theirs))));
+    const data = join(
+      config,
+      family,
+      name,
+      plan.get(name).map((theirs) => checked(theirs, tensors.get(theirs))),
+    );
     state.set(name, shape.length === 2 ? engine.weight(for_engine(data, engine), ...shape) : numbers_of(data));
   }
   for (const [name, theirs] of absent) {
@@ -222,7 +257,8 @@ export function assemble(config, family, tensors, engine) {
 }
 
 function check_tied(name, head, embedding) {
-  const a = numbers_of(head), b = numbers_of(embedding);
+  const a = numbers_of(head),
+    b = numbers_of(embedding);
   if (a.some((number, i) => number !== b[i])) {
     throw new Error(`${name} differs from the embedding, but the config ties them (tie_word_embeddings)`);
   }
@@ -253,7 +289,9 @@ function numbers_of({ dtype, data }) {
 }
 
 function half_to_number(bits) {
-  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const sign = bits >> 15 ? -1 : 1,
+    exponent = (bits >> 10) & 31,
+    fraction = bits & 1023;
   return exponent ? sign * (1 + fraction / 1024) * 2 ** (exponent - 15) : sign * fraction * 2 ** -24;
 }
 

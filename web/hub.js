@@ -17,35 +17,50 @@ const MAX_LISTING = 16 * 2 ** 20; // bytes of what the Hub says of a repo
 const NAME = /^[A-Za-z0-9][\w.-]{0,95}\/[A-Za-z0-9][\w.-]{0,95}$/;
 // What is looked for in a folder beside this page that has no files.json.
 const USUAL_FILES = [
-  "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-  "special_tokens_map.json", "generation_config.json", "training/metrics.jsonl", "training/run.json",
+  "config.json",
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "generation_config.json",
+  "training/metrics.jsonl",
+  "training/run.json",
 ];
 
 /** { name, revision } of "user/name", "user/name@revision" or a repo's address on the Hub. */
 export function split_name(text, revision = "") {
-  const address = text.trim().match(/^https?:\/\/(?:www\.)?(?:huggingface\.co|hf\.co)\/([^/?#]+\/[^/?#]+)(?:\/tree\/([^/?#]+))?/);
+  const address = text
+    .trim()
+    .match(/^https?:\/\/(?:www\.)?(?:huggingface\.co|hf\.co)\/([^/?#]+\/[^/?#]+)(?:\/tree\/([^/?#]+))?/);
   const [name, inline = ""] = address ? [address[1], address[2]] : text.trim().split("@", 2);
-  if (!NAME.test(name)) throw new Error(`'${text.slice(0, 120)}' is no name on the Hub: give user/name or user/name@revision`);
+  if (!NAME.test(name))
+    throw new Error(`'${text.slice(0, 120)}' is no name on the Hub: give user/name or user/name@revision`);
   if (inline && revision && decodeURIComponent(inline) !== revision) {
-    throw new Error(`'${text.slice(0, 120)}' names one revision and '${revision.slice(0, 80)}' another: give one of them`);
+    throw new Error(
+      `'${text.slice(0, 120)}' names one revision and '${revision.slice(0, 80)}' another: give one of them`,
+    );
   }
   return { name, revision: revision || decodeURIComponent(inline) || "main" };
 }
 
 /** A repo on the Hub. options: endpoint, token, progress(path, received, size), signal. */
 export async function open_repo(text, wanted = "", options = {}) {
-  const { name, revision } = split_name(text, wanted), endpoint = options.endpoint ?? ENDPOINT;
+  const { name, revision } = split_name(text, wanted),
+    endpoint = options.endpoint ?? ENDPOINT;
   const request = { ...options, endpoint, repo: name, revision };
   const info = await ask(`${endpoint}/api/models/${name}/revision/${encodeURIComponent(revision)}?blobs=true`, request);
   const { sha, siblings } = JSON.parse(new TextDecoder().decode(info));
-  if (!/^[0-9a-f]{40}$/.test(sha) || !Array.isArray(siblings)) throw new Error(`the Hub's answer for ${name} makes no sense`);
+  if (!/^[0-9a-f]{40}$/.test(sha) || !Array.isArray(siblings))
+    throw new Error(`the Hub's answer for ${name} makes no sense`);
   const files = new Map(siblings.map((file) => [String(file.rfilename), file]));
   const sizes = new Map([...files].map(([path, file]) => [path, file.lfs?.size ?? file.size]));
   if ([...sizes.values()].some((size) => !Number.isSafeInteger(size) || size < 0)) {
     throw new Error(`the Hub does not say how large the files of ${name} are`);
   }
   const read = (path) => {
-    const { lfs, blobId } = files.get(path), where = path.split("/").map(encodeURIComponent).join("/");
+    const { lfs, blobId } = files.get(path),
+      where = path.split("/").map(encodeURIComponent).join("/");
     const check = { path, size: sizes.get(path), sha256: lfs?.sha256, git_sha1: lfs ? undefined : blobId };
     return fetch_checked(`${endpoint}/${name}/resolve/${sha}/${where}`, check, request);
   };
@@ -54,9 +69,12 @@ export async function open_repo(text, wanted = "", options = {}) {
 
 /** The branches and tags of a repo, newest steps last; empty where they cannot be had. */
 export async function revisions(text, options = {}) {
-  const { name } = split_name(text), endpoint = options.endpoint ?? ENDPOINT;
+  const { name } = split_name(text),
+    endpoint = options.endpoint ?? ENDPOINT;
   try {
-    const refs = JSON.parse(new TextDecoder().decode(await ask(`${endpoint}/api/models/${name}/refs`, { ...options, repo: name })));
+    const refs = JSON.parse(
+      new TextDecoder().decode(await ask(`${endpoint}/api/models/${name}/refs`, { ...options, repo: name })),
+    );
     return [...refs.branches, ...refs.tags].map((ref) => String(ref.name));
   } catch {
     return [];
@@ -68,7 +86,8 @@ export async function open_beside(address, options = {}) {
   const base = new URL(address.endsWith("/") ? address : `${address}/`, options.base ?? globalThis.location?.href);
   const sizes = (await listed(base)) ?? (await probed(base));
   if (!sizes.has("config.json")) throw new Error(`there is no model in ${address} beside this page`);
-  const read = (path) => fetch_checked(new URL(path, base).href, { path, size: sizes.get(path) }, { ...options, repo: address });
+  const read = (path) =>
+    fetch_checked(new URL(path, base).href, { path, size: sizes.get(path) }, { ...options, repo: address });
   return { label: address.replace(/\/$/, ""), repo: "", revision: "", sha: "", sizes, read };
 }
 
@@ -76,8 +95,15 @@ async function listed(base) {
   const answer = await fetch(new URL("files.json", base)).catch(() => null);
   if (!answer?.ok) return null;
   const files = await answer.json().catch(() => null);
-  const valid = Array.isArray(files) && files.every((file) => Array.isArray(file) && typeof file[0] === "string"
-    && Number.isSafeInteger(file[1]) && !file[0].split("/").includes(".."));
+  const valid =
+    Array.isArray(files) &&
+    files.every(
+      (file) =>
+        Array.isArray(file) &&
+        typeof file[0] === "string" &&
+        Number.isSafeInteger(file[1]) &&
+        !file[0].split("/").includes(".."),
+    );
   if (!valid) throw new Error("files.json beside the model must list [path, bytes]");
   return new Map(files);
 }
@@ -93,11 +119,15 @@ async function probed(base) {
 
 /** A folder of File objects that a visitor chose or dropped: pairs of path and File. */
 export function open_files(entries) {
-  const config = entries.map(([path]) => path).filter((path) => /(^|\/)config\.json$/.test(path))
+  const config = entries
+    .map(([path]) => path)
+    .filter((path) => /(^|\/)config\.json$/.test(path))
     .sort((a, b) => a.split("/").length - b.split("/").length)[0];
   if (!config) throw new Error("there is no config.json among these files; give a model folder, such as out/NAME/best");
   const folder = config.slice(0, -"config.json".length);
-  const files = new Map(entries.filter(([path]) => path.startsWith(folder)).map(([path, file]) => [path.slice(folder.length), file]));
+  const files = new Map(
+    entries.filter(([path]) => path.startsWith(folder)).map(([path, file]) => [path.slice(folder.length), file]),
+  );
   const sizes = new Map([...files].map(([path, file]) => [path, file.size]));
   const read = async (path) => new Uint8Array(await files.get(path).arrayBuffer());
   return { label: folder.replace(/\/$/, "") || "dropped files", repo: "", revision: "", sha: "", sizes, read };
@@ -161,13 +191,16 @@ async function is_intact(bytes, check) {
 /** The bytes of an answer, at most `most`; one that sends more is cut off. */
 async function read_body(answer, { path, most, size }, { progress }) {
   const reader = answer.body.getReader();
-  let bytes = new Uint8Array(size ?? 65536), received = 0;
+  let bytes = new Uint8Array(size ?? 65536),
+    received = 0;
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return bytes.subarray(0, received);
     if (received + value.length > most) {
       await reader.cancel();
-      throw new Error(`${path} is longer than the ${most.toLocaleString("en")} bytes that were announced or are allowed`);
+      throw new Error(
+        `${path} is longer than the ${most.toLocaleString("en")} bytes that were announced or are allowed`,
+      );
     }
     if (received + value.length > bytes.length) {
       const larger = new Uint8Array(Math.min(most, 2 * (received + value.length)));
@@ -201,10 +234,12 @@ function explain(answer, { repo, revision, token }) {
   if (code === "RevisionNotFound") return `${repo} has no branch, tag or commit '${revision}'`;
   if (code === "GatedRepo") return `${repo} is gated: ask for access on its page on the Hub, then give a token here`;
   const hidden = `there is no ${repo} on the Hub that this page may read: check the name, or give a token if it is private`;
-  return {
-    401: token ? "the Hub does not accept this token: make a new one with read access" : hidden,
-    403: `this token may not read ${repo}`,
-    404: hidden,
-    429: "the Hub asks to slow down (429): wait some minutes",
-  }[answer.status] ?? `the Hub answers ${answer.status}; try again later`;
+  return (
+    {
+      401: token ? "the Hub does not accept this token: make a new one with read access" : hidden,
+      403: `this token may not read ${repo}`,
+      404: hidden,
+      429: "the Hub asks to slow down (429): wait some minutes",
+    }[answer.status] ?? `the Hub answers ${answer.status}; try again later`
+  );
 }

@@ -33,11 +33,15 @@ worker.onmessage = ({ data }) => {
   else return void waiting.on_message(data);
   jobs.delete(data.job);
 };
-worker.onerror = () => notice("this browser cannot run the page's worker: use a current Chrome, Edge, Firefox or Safari");
+worker.onerror = () =>
+  notice("this browser cannot run the page's worker: use a current Chrome, Edge, Firefox or Safari");
 
 // ---- state ------------------------------------------------------------------------------------------------------------
 const state = {
-  site: {}, token: "", model: null, revisions: [],
+  site: {},
+  token: "",
+  model: null,
+  revisions: [],
   source: null, // where the model came from
   writing: null, // the job of the generation that goes on
   text: null, // { prompt, settings, stops, forced, ids, records, written: place of the first written token }
@@ -75,8 +79,11 @@ async function load(source, { write: write_after = true } = {}) {
   $("loading-text").textContent = "looking for the model";
   $("progress").removeAttribute("value");
   try {
-    const message = { type: "load", source: { ...source, endpoint: state.site.endpoint, token: state.token, base: document.baseURI },
-      arithmetic: $("arithmetic").value };
+    const message = {
+      type: "load",
+      source: { ...source, endpoint: state.site.endpoint, token: state.token, base: document.baseURI },
+      arithmetic: $("arithmetic").value,
+    };
     const model = await ask(message, show_progress);
     if (model) {
       state.source = source;
@@ -106,25 +113,32 @@ async function show_model(model, write_after) {
   const c = model.config;
   $("facts").textContent = `${short(model.parameters)} parameters`;
   const facts = {
-    "parameters": model.parameters.toLocaleString("en"),
+    parameters: model.parameters.toLocaleString("en"),
     "layers × heads × width": `${c.n_layer} × ${c.n_head} × ${c.n_embd}`,
-    "context": `${c.block_size.toLocaleString("en")} tokens`,
-    "tokenizer": `${model.tokenizer.kind}, ${model.tokenizer.vocab_size.toLocaleString("en")} tokens`,
-    "weights": short_bytes(model.bytes),
-    "arithmetic": { plain: "plain JavaScript", f32: "SIMD, float32", bf16: "SIMD, bfloat16", int8: "SIMD, 8 bits" }[model.storage],
-    "commit": model.sha.slice(0, 7),
+    context: `${c.block_size.toLocaleString("en")} tokens`,
+    tokenizer: `${model.tokenizer.kind}, ${model.tokenizer.vocab_size.toLocaleString("en")} tokens`,
+    weights: short_bytes(model.bytes),
+    arithmetic: { plain: "plain JavaScript", f32: "SIMD, float32", bf16: "SIMD, bfloat16", int8: "SIMD, 8 bits" }[
+      model.storage
+    ],
+    commit: model.sha.slice(0, 7),
   };
-  $("all-facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  $("all-facts").replaceChildren(
+    ...Object.entries(facts)
+      .filter(([, value]) => value)
+      .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]),
+  );
   show_settings(model.defaults);
   $("top_k").slider.max = Math.min(200, model.tokenizer.vocab_size);
   $("generate").disabled = false;
   clear_text();
   training.show(model.run);
-  if (model.repo) ask({ type: "revisions", name: model.repo, endpoint: state.site.endpoint, token: state.token }).then((names) => {
-    state.revisions = names;
-    $("revisions").replaceChildren(...names.map((name) => el("option", { value: name })));
-    if (!training.root.hidden) training.update();
-  });
+  if (model.repo)
+    ask({ type: "revisions", name: model.repo, endpoint: state.site.endpoint, token: state.token }).then((names) => {
+      state.revisions = names;
+      $("revisions").replaceChildren(...names.map((name) => el("option", { value: name })));
+      if (!training.root.hidden) training.update();
+    });
   if ($("prompt").value === "") $("prompt").value = await first_prompt(model);
   if (write_after) await write();
 }
@@ -133,9 +147,12 @@ async function show_model(model, write_after) {
 async function first_prompt({ run }) {
   const sample = run?.samples.at(-1);
   const text = sample ? await ask({ type: "sample", path: sample[1] }).catch(() => "") : "";
-  const words = text.trimStart().slice(0, 24).replace(/\s\S*$/, "");
+  const words = text
+    .trimStart()
+    .slice(0, 24)
+    .replace(/\s\S*$/, "");
   for (const prompt of [words, FALLBACK_PROMPT]) {
-    if (prompt && await ask({ type: "encode", text: prompt }).catch(() => 0)) return prompt;
+    if (prompt && (await ask({ type: "encode", text: prompt }).catch(() => 0))) return prompt;
   }
   return "";
 }
@@ -167,8 +184,10 @@ async function write(forced = [], settings = null) {
   clear_text();
   state.text = text;
   const here = (work) => (message) => state.text === text && work(message);
-  const job = ask({ type: "generate", prompt: text.prompt, settings, forced, stop: text.stops, alternatives: 0 },
-    here((message) => show_tokens(text, message)));
+  const job = ask(
+    { type: "generate", prompt: text.prompt, settings, forced, stop: text.stops, alternatives: 0 },
+    here((message) => show_tokens(text, message)),
+  );
   set_writing(job.job);
   $("status").textContent = "reading the prompt …";
   try {
@@ -184,8 +203,10 @@ async function write(forced = [], settings = null) {
 
 function show_tokens(text, { type, tokens, records }) {
   const forced = new Set(text.forced.map(([place]) => text.written + place));
-  const shown = type === "prompt" ? tokens.map((token) => ({ ...token, name: token.text, typed: true }))
-    : records.map((record, i) => ({ ...record, forced: forced.has(text.ids.length + i) }));
+  const shown =
+    type === "prompt"
+      ? tokens.map((token) => ({ ...token, name: token.text, typed: true }))
+      : records.map((record, i) => ({ ...record, forced: forced.has(text.ids.length + i) }));
   view.append(shown);
   text.ids.push(...shown.map(({ id }) => id));
   if (type === "prompt") text.written = text.ids.length;
@@ -195,8 +216,11 @@ function show_tokens(text, { type, tokens, records }) {
 }
 
 function finish(text, { count, seconds, stopped }) {
-  const reason = stopped ? "stopped" : { eot: "the model ended the text", stop: "a stop string came", length: "as many as asked for" }[text.finish];
-  $("status").textContent = `${count} tokens, ${reason ?? "done"}; ${(count / Math.max(seconds, 1e-3)).toFixed(0)} a second; seed ${text.settings.seed}`;
+  const reason = stopped
+    ? "stopped"
+    : { eot: "the model ended the text", stop: "a stop string came", length: "as many as asked for" }[text.finish];
+  $("status").textContent =
+    `${count} tokens, ${reason ?? "done"}; ${(count / Math.max(seconds, 1e-3)).toFixed(0)} a second; seed ${text.settings.seed}`;
   $("continue").disabled = text.ids.length === text.written;
   history.replaceState(null, "", make_link({ ...text, model: state.model }));
 }
@@ -209,7 +233,7 @@ function set_writing(job) {
 async function continue_text() {
   const { text } = state;
   const end = text.ids.slice(text.written);
-  $("prompt").value = text.prompt + await ask({ type: "decode", ids: end });
+  $("prompt").value = text.prompt + (await ask({ type: "decode", ids: end }));
   state.branches = [];
   show_branches();
   await write();
@@ -225,8 +249,12 @@ async function choose_token(place) {
   }
   const ids = text.ids.slice(0, place + 1);
   try {
-    const [inside, [name]] = await Promise.all([ask({ type: "look", ids, place }), ask({ type: "names", ids: [ids[place]] })]);
-    if (state.text === text && view.chosen === place) await panel.show({ place, name, id: ids[place], ids, written: text.written, inside });
+    const [inside, [name]] = await Promise.all([
+      ask({ type: "look", ids, place }),
+      ask({ type: "names", ids: [ids[place]] }),
+    ]);
+    if (state.text === text && view.chosen === place)
+      await panel.show({ place, name, id: ids[place], ids, written: text.written, inside });
   } catch (error) {
     fail(error);
   }
@@ -256,12 +284,25 @@ const same_branch = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 function show_branches() {
   $("branches").hidden = state.branches.length < 2;
   const current = state.text?.forced ?? [];
-  $("branches").replaceChildren(el("span", { class: "hint" }, "Branches: "), ...state.branches.map(({ forced, label, depth }) =>
-    el("button", { type: "button", class: "branch", "--depth": depth, "aria-current": same_branch(forced, current) ? "true" : null,
-      on_click: async () => {
-        await write(forced, state.text.settings);
-        show_branches();
-      } }, `${depth ? "↳ " : ""}${label}`)));
+  $("branches").replaceChildren(
+    el("span", { class: "hint" }, "Branches: "),
+    ...state.branches.map(({ forced, label, depth }) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "branch",
+          "--depth": depth,
+          "aria-current": same_branch(forced, current) ? "true" : null,
+          on_click: async () => {
+            await write(forced, state.text.settings);
+            show_branches();
+          },
+        },
+        `${depth ? "↳ " : ""}${label}`,
+      ),
+    ),
+  );
 }
 
 // ---- controls ---------------------------------------------------------------------------------------------------------
@@ -273,11 +314,14 @@ function write_anew() {
 }
 
 async function load_chosen() {
-  const name = $("repo").value.trim(), files = [...$("folder").files];
+  const name = $("repo").value.trim(),
+    files = [...$("folder").files];
   state.token = $("token").value.trim();
-  if (files.length) await load({ kind: "files", entries: files.map((file) => [file.webkitRelativePath || file.name, file]) });
+  if (files.length)
+    await load({ kind: "files", entries: files.map((file) => [file.webkitRelativePath || file.name, file]) });
   else if (name) await load({ kind: "repo", name, revision: $("revision").value.trim() });
-  else if (state.source) await load({ ...state.source, revision: $("revision").value.trim() || state.source.revision }); // arithmetic
+  else if (state.source)
+    await load({ ...state.source, revision: $("revision").value.trim() || state.source.revision }); // arithmetic
   else notice("give a name on the Hub, such as user/name, or choose a folder");
   $("folder").value = "";
 }
@@ -287,7 +331,8 @@ async function dropped_files(items) {
   const files = [];
   const visit = async (entry, path) => {
     if (files.length > 2000) throw new Error("there are more than 2,000 files in this folder; drop a model folder");
-    if (entry.isFile) return files.push([path + entry.name, await new Promise((resolve, reject) => entry.file(resolve, reject))]);
+    if (entry.isFile)
+      return files.push([path + entry.name, await new Promise((resolve, reject) => entry.file(resolve, reject))]);
     const reader = entry.createReader();
     for (;;) {
       const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
@@ -311,7 +356,10 @@ async function load_dropped(event) {
 async function copy_link() {
   if (!state.text) return;
   const link = make_link({ ...state.text, model: state.model });
-  const copied = await navigator.clipboard?.writeText(link).then(() => true, () => false);
+  const copied = await navigator.clipboard?.writeText(link).then(
+    () => true,
+    () => false,
+  );
   $("link-note").replaceChildren(copied ? "copied" : el("a", { href: link }, "the link, to copy by hand"));
 }
 
@@ -339,14 +387,19 @@ function connect() {
 /** Opens with the model of the link or of site.json. */
 async function start() {
   connect();
-  state.site = await fetch("site.json").then((answer) => answer.json()).catch(() => ({}));
+  state.site = await fetch("site.json")
+    .then((answer) => answer.json())
+    .catch(() => ({}));
   const { asked, problems } = read_link(location.search);
   if ("prompt" in asked) $("prompt").value = asked.prompt;
   if (asked.stop) $("stops").value = asked.stop;
   const own = state.site.model ?? "";
   const beside = { kind: "beside", address: own };
-  const source = asked.repo ? { kind: "repo", name: asked.repo, revision: asked.rev ?? "" }
-    : own.startsWith("./") ? beside : own && { kind: "repo", name: own, revision: asked.rev ?? state.site.revision };
+  const source = asked.repo
+    ? { kind: "repo", name: asked.repo, revision: asked.rev ?? "" }
+    : own.startsWith("./")
+      ? beside
+      : own && { kind: "repo", name: own, revision: asked.rev ?? state.site.revision };
   if (!source) return notice("choose a model by its name on the Hub, or drop a model folder on this page");
   if (await load(source, { write: false })) {
     show_settings({ ...state.model.defaults, ...asked.settings });

@@ -8,7 +8,11 @@ import { likeliest, sampler_stages } from "./sampling.js";
 
 const BARS = 10;
 const STAGE_NAMES = {
-  repetition_penalty: "the repetition penalty", temperature: "temperature", top_k: "top-k", top_p: "top-p", min_p: "min-p",
+  repetition_penalty: "the repetition penalty",
+  temperature: "temperature",
+  top_k: "top-k",
+  top_p: "top-p",
+  min_p: "min-p",
 };
 
 export class Panel {
@@ -35,19 +39,43 @@ export class Panel {
     if (this.view !== view) return;
     this.shown = shown;
     this.bars = el("div", { class: "bars" });
-    this.root.replaceChildren(this.title(probs[id], likeliest_rank(probs, id)), el("h3", {}, "What could have come"),
-      this.bars, this.attention(), this.lens());
+    this.root.replaceChildren(
+      this.title(probs[id], likeliest_rank(probs, id)),
+      el("h3", {}, "What could have come"),
+      this.bars,
+      this.attention(),
+      this.lens(),
+    );
     this.update_bars();
     this.light();
   }
 
   title(prob, rank) {
     const { place, name } = this.view;
-    return el("div", { class: "panel-title" },
-      el("button", { type: "button", class: "quiet", "aria-label": "The token before", on_click: () => this.callbacks.step(-1) }, "‹"),
-      el("div", {}, el("h2", {}, el("code", {}, visible(name))),
-        el("p", {}, `Token ${place + 1}: the model gave it ${percent(prob)}, rank ${rank}; surprise ${(-Math.log2(prob)).toFixed(2)} bits.`)),
-      el("button", { type: "button", class: "quiet", "aria-label": "The next token", on_click: () => this.callbacks.step(1) }, "›"));
+    return el(
+      "div",
+      { class: "panel-title" },
+      el(
+        "button",
+        { type: "button", class: "quiet", "aria-label": "The token before", on_click: () => this.callbacks.step(-1) },
+        "‹",
+      ),
+      el(
+        "div",
+        {},
+        el("h2", {}, el("code", {}, visible(name))),
+        el(
+          "p",
+          {},
+          `Token ${place + 1}: the model gave it ${percent(prob)}, rank ${rank}; surprise ${(-Math.log2(prob)).toFixed(2)} bits.`,
+        ),
+      ),
+      el(
+        "button",
+        { type: "button", class: "quiet", "aria-label": "The next token", on_click: () => this.callbacks.step(1) },
+        "›",
+      ),
+    );
   }
 
   /** Draws the bars as the samplers now stand. */
@@ -60,48 +88,103 @@ export class Panel {
     } catch {
       return; // a field is being typed in
     }
-    const probs = stages.map(([, logits]) => softmax(logits)), last = probs.at(-1);
+    const probs = stages.map(([, logits]) => softmax(logits)),
+      last = probs.at(-1);
     const kept = last.reduce((count, prob) => count + (prob > 0), 0);
     const largest = Math.max(...this.shown.map((other) => Math.max(probs[0][other], last[other])));
     const rows = this.shown.map((other) => {
       const cut = stages.find(([, logits]) => logits[other] === -Infinity)?.[0];
       return this.bar(other, probs[0][other], last[other], largest, cut, other === id);
     });
-    const after = stages.length > 1 ? `${kept.toLocaleString("en")} of ${last.length.toLocaleString("en")} tokens may be drawn.` : "No sampler is on.";
+    const after =
+      stages.length > 1
+        ? `${kept.toLocaleString("en")} of ${last.length.toLocaleString("en")} tokens may be drawn.`
+        : "No sampler is on.";
     this.bars.replaceChildren(
-      el("p", { class: "legend" }, el("span", { class: "key model" }), "the model ", el("span", { class: "key drawn" }), "after the settings"),
-      el("ol", {}, ...rows), el("p", { class: "hint" }, `${after} Choose another one to go on from it.`));
+      el(
+        "p",
+        { class: "legend" },
+        el("span", { class: "key model" }),
+        "the model ",
+        el("span", { class: "key drawn" }),
+        "after the settings",
+      ),
+      el("ol", {}, ...rows),
+      el("p", { class: "hint" }, `${after} Choose another one to go on from it.`),
+    );
   }
 
   bar(id, prob, drawn, largest, cut, came) {
     const name = this.names.get(id);
     const note = cut ? `cut by ${STAGE_NAMES[cut]}` : percent(drawn);
-    return el("li", { class: came ? "came" : "" },
-      el("button", { type: "button", disabled: came, on_click: () => this.callbacks.branch(this.view.place, id),
-        title: came ? "this one came" : `go on from ${visible(name)}`,
-        "aria-label": `${visible(name)}: ${percent(prob)} by the model, ${note}${came ? "; this one came" : "; go on from it"}` },
-      el("code", {}, visible(name)),
-      el("span", { class: "track" }, el("span", { class: "fill model", "--share": prob / largest }),
-        el("span", { class: "fill drawn", "--share": drawn / largest })),
-      el("span", { class: cut ? "cut" : "" }, cut ? note : `${percent(prob)} → ${percent(drawn)}`)));
+    return el(
+      "li",
+      { class: came ? "came" : "" },
+      el(
+        "button",
+        {
+          type: "button",
+          disabled: came,
+          on_click: () => this.callbacks.branch(this.view.place, id),
+          title: came ? "this one came" : `go on from ${visible(name)}`,
+          "aria-label": `${visible(name)}: ${percent(prob)} by the model, ${note}${came ? "; this one came" : "; go on from it"}`,
+        },
+        el("code", {}, visible(name)),
+        el(
+          "span",
+          { class: "track" },
+          el("span", { class: "fill model", "--share": prob / largest }),
+          el("span", { class: "fill drawn", "--share": drawn / largest }),
+        ),
+        el("span", { class: cut ? "cut" : "" }, cut ? note : `${percent(prob)} → ${percent(drawn)}`),
+      ),
+    );
   }
 
   attention() {
-    const { inside } = this.view, heads = inside.attention[0].length;
+    const { inside } = this.view,
+      heads = inside.attention[0].length;
     const choose = (head) => {
       this.head = head;
       this.light();
     };
-    const button = (label, head, weights, title) => el("button", { type: "button", class: "head", title, "aria-label": title,
-      on_click: () => choose(head), "data-head": JSON.stringify(head) }, weights ? strip(weights) : label);
-    const rows = inside.attention.map((layer, l) => el("div", { class: "layer" }, el("span", {}, `${l + 1}`),
-      ...layer.map((weights, h) => button("", [l, h], weights, `Layer ${l + 1}, head ${h + 1}`))));
+    const button = (label, head, weights, title) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "head",
+          title,
+          "aria-label": title,
+          on_click: () => choose(head),
+          "data-head": JSON.stringify(head),
+        },
+        weights ? strip(weights) : label,
+      );
+    const rows = inside.attention.map((layer, l) =>
+      el(
+        "div",
+        { class: "layer" },
+        el("span", {}, `${l + 1}`),
+        ...layer.map((weights, h) => button("", [l, h], weights, `Layer ${l + 1}, head ${h + 1}`)),
+      ),
+    );
     if (this.head && !inside.attention[this.head[0]]?.[this.head[1]]) this.head = null;
     this.looks = el("p", { class: "hint", "aria-live": "polite" });
-    return el("div", {}, el("h3", {}, "Where it looked"),
-      el("p", { class: "hint" }, `One strip for each of ${inside.attention.length} layers and ${heads} heads: earlier tokens from left to right. ` +
-        "Choose one, and the text lights up where that head looked."),
-      el("div", { class: "heads" }, ...rows), el("p", {}, button("all heads together", null, null, "The mean of all heads")), this.looks);
+    return el(
+      "div",
+      {},
+      el("h3", {}, "Where it looked"),
+      el(
+        "p",
+        { class: "hint" },
+        `One strip for each of ${inside.attention.length} layers and ${heads} heads: earlier tokens from left to right. ` +
+          "Choose one, and the text lights up where that head looked.",
+      ),
+      el("div", { class: "heads" }, ...rows),
+      el("p", {}, button("all heads together", null, null, "The mean of all heads")),
+      this.looks,
+    );
   }
 
   /** Lights up the text by the chosen head, or the mean of all. */
@@ -124,16 +207,44 @@ export class Panel {
 
   /** How the answer grew: what each depth would have said, and what it gave the token that came. */
   lens() {
-    const { inside, name } = this.view, largest = Math.max(...inside.lens.map(({ came }) => came));
-    const rows = inside.lens.map(({ text, prob, came, rank }, depth) => el("tr", {},
-      el("th", { scope: "row" }, depth ? `layer ${depth}` : "embedding"),
-      el("td", {}, el("code", {}, visible(text)), ` ${percent(prob)}`),
-      el("td", {}, el("span", { class: "track" }, el("span", { class: "fill drawn", "--share": came / largest })),
-        el("span", {}, `${percent(came)}, rank ${rank}`))));
-    return el("div", { class: "lens" }, el("h3", {}, "From embedding to answer"),
+    const { inside, name } = this.view,
+      largest = Math.max(...inside.lens.map(({ came }) => came));
+    const rows = inside.lens.map(({ text, prob, came, rank }, depth) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, depth ? `layer ${depth}` : "embedding"),
+        el("td", {}, el("code", {}, visible(text)), ` ${percent(prob)}`),
+        el(
+          "td",
+          {},
+          el("span", { class: "track" }, el("span", { class: "fill drawn", "--share": came / largest })),
+          el("span", {}, `${percent(came)}, rank ${rank}`),
+        ),
+      ),
+    );
+    return el(
+      "div",
+      { class: "lens" },
+      el("h3", {}, "From embedding to answer"),
       el("p", { class: "hint" }, "If the model stopped after each layer and read its answer off (logit lens)."),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), el("th", { scope: "col" }, "it would say"),
-        el("th", { scope: "col" }, `and give ${visible(name)}`))), el("tbody", {}, ...rows)));
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, "after"),
+            el("th", { scope: "col" }, "it would say"),
+            el("th", { scope: "col" }, `and give ${visible(name)}`),
+          ),
+        ),
+        el("tbody", {}, ...rows),
+      ),
+    );
   }
 }
 
@@ -143,9 +254,13 @@ function likeliest_rank(probs, id) {
 
 /** Attention over the last tokens as a row of bars on a small canvas. */
 function strip(weights) {
-  const canvas = el("canvas", { width: 64, height: 20, "aria-hidden": "true" }), context = canvas.getContext("2d");
-  const shown = weights.slice(-64), width = 64 / shown.length;
+  const canvas = el("canvas", { width: 64, height: 20, "aria-hidden": "true" }),
+    context = canvas.getContext("2d");
+  const shown = weights.slice(-64),
+    width = 64 / shown.length;
   context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--attention");
-  shown.forEach((weight, s) => context.fillRect(s * width, 20 - 20 * Math.sqrt(weight), Math.max(width - 0.5, 0.5), 20 * Math.sqrt(weight)));
+  shown.forEach((weight, s) =>
+    context.fillRect(s * width, 20 - 20 * Math.sqrt(weight), Math.max(width - 0.5, 0.5), 20 * Math.sqrt(weight)),
+  );
   return canvas;
 }

@@ -4,7 +4,11 @@ import { check_settings, SETTINGS } from "./sampling.js";
 
 // What a slider reaches; the field beside it takes all that is allowed.
 const SLIDERS = {
-  max_new_tokens: [1, 500, 1], temperature: [0, 2, 0.05], top_k: [0, 200, 1], top_p: [0, 1, 0.01], min_p: [0, 1, 0.01],
+  max_new_tokens: [1, 500, 1],
+  temperature: [0, 2, 0.05],
+  top_k: [0, 200, 1],
+  top_p: [0, 1, 0.01],
+  min_p: [0, 1, 0.01],
   repetition_penalty: [1, 2, 0.01],
 };
 
@@ -23,9 +27,23 @@ export function build_settings(on_change) {
     field.slider = slider;
     $("sliders").append(el("div", { class: "setting", title: help }, el("label", { for: name }, label), slider, field));
   }
-  const seed = el("input", { type: "number", id: "seed", min: 0, max: SETTINGS.seed.most, step: 1, placeholder: "new each time" });
-  $("sliders").append(el("div", { class: "setting", title: SETTINGS.seed.help }, el("label", { for: "seed" }, "Seed"),
-    el("span", { class: "hint" }, "empty: a new one each time"), seed));
+  const seed = el("input", {
+    type: "number",
+    id: "seed",
+    min: 0,
+    max: SETTINGS.seed.most,
+    step: 1,
+    placeholder: "new each time",
+  });
+  $("sliders").append(
+    el(
+      "div",
+      { class: "setting", title: SETTINGS.seed.help },
+      el("label", { for: "seed" }, "Seed"),
+      el("span", { class: "hint" }, "empty: a new one each time"),
+      seed,
+    ),
+  );
   show_settings({});
 }
 
@@ -51,7 +69,9 @@ export function current_settings() {
 }
 
 export function current_stops() {
-  return $("stops").value.split("\n").filter((line) => line !== "");
+  return $("stops")
+    .value.split("\n")
+    .filter((line) => line !== "");
 }
 
 /** An address that gives the same text again. The names are those of the app's links. */
@@ -61,7 +81,8 @@ export function make_link({ model, prompt, settings, stops, forced }) {
   if (model?.sha) query.set("rev", model.sha);
   query.set("prompt", prompt);
   for (const [name, value] of Object.entries(settings)) {
-    if (["seed", "max_new_tokens", "temperature", "top_k"].includes(name) || value !== SETTINGS[name].value) query.set(name, value);
+    if (["seed", "max_new_tokens", "temperature", "top_k"].includes(name) || value !== SETTINGS[name].value)
+      query.set(name, value);
   }
   if (stops.length) query.set("stop", stops.join("\n"));
   if (forced.length) query.set("branch", forced.map(([place, id]) => `${place}:${id}`).join(","));
@@ -70,7 +91,9 @@ export function make_link({ model, prompt, settings, stops, forced }) {
 
 /** What a link asks for, and a sentence for each value of it that cannot be used; the others count. */
 export function read_link(search) {
-  const query = new URLSearchParams(search), asked = { settings: {} }, problems = [];
+  const query = new URLSearchParams(search),
+    asked = { settings: {} },
+    problems = [];
   for (const name of ["repo", "rev", "prompt", "stop"]) if (query.has(name)) asked[name] = query.get(name);
   for (const name of Object.keys(SETTINGS)) {
     if (!query.has(name)) continue;
@@ -83,7 +106,8 @@ export function read_link(search) {
     }
   }
   const branch = query.get("branch") ?? "";
-  if (branch && !/^\d{1,6}:\d{1,8}(,\d{1,6}:\d{1,8}){0,99}$/.test(branch)) problems.push("branch is malformed in this link");
+  if (branch && !/^\d{1,6}:\d{1,8}(,\d{1,6}:\d{1,8}){0,99}$/.test(branch))
+    problems.push("branch is malformed in this link");
   else if (branch) asked.forced = branch.split(",").map((pair) => pair.split(":").map(Number));
   return { asked, problems };
 }

@@ -35,8 +35,12 @@ export class TokenView {
 
   on_key(event) {
     const move = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
-    const place = event.key === "Home" ? 0 : event.key === "End" ? this.spans.length - 1
-      : move && Math.max(0, Math.min(this.spans.length - 1, this.chosen + move));
+    const place =
+      event.key === "Home"
+        ? 0
+        : event.key === "End"
+          ? this.spans.length - 1
+          : move && Math.max(0, Math.min(this.spans.length - 1, this.chosen + move));
     if (place === undefined || !this.spans.length) return;
     event.preventDefault();
     this.choose(place);
@@ -56,8 +60,16 @@ export class TokenView {
 
 function make_span({ text, name, prob, typed, finish, forced }, place) {
   const shown = typed ? name : text;
-  const classes = ["token", typed && "typed", shown === "" && finish !== "eot" && "empty", /\n/.test(shown) && "newline", forced && "forced",
-    finish === "eot" && "end"].filter(Boolean).join(" ");
+  const classes = [
+    "token",
+    typed && "typed",
+    shown === "" && finish !== "eot" && "empty",
+    /\n/.test(shown) && "newline",
+    forced && "forced",
+    finish === "eot" && "end",
+  ]
+    .filter(Boolean)
+    .join(" ");
   const label = `${visible(name)}${typed ? ", typed" : `, ${percent(prob)}`}`;
   const attributes = { class: classes, id: `token-${place}`, role: "option", "aria-selected": "false", title: label };
   if (!typed) attributes["--unsure"] = (1 - prob).toFixed(3);

@@ -49,7 +49,9 @@ export class Tokenizer {
 
   /** The text of ids. Bytes that are no UTF-8 read U+FFFD. */
   decode(ids) {
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => [...this.token_bytes(id)])));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(
+      Uint8Array.from(ids.flatMap((id) => [...this.token_bytes(id)])),
+    );
   }
 
   /** The bytes a token stands for; they may be a part of a character. Empty for an id that no token has. */
@@ -67,7 +69,9 @@ export class Tokenizer {
     try {
       return decoder.decode(bytes);
     } catch {
-      return [...bytes].map((b) => (b < 0x80 ? String.fromCharCode(b) : `\\x${b.toString(16).padStart(2, "0")}`)).join("");
+      return [...bytes]
+        .map((b) => (b < 0x80 ? String.fromCharCode(b) : `\\x${b.toString(16).padStart(2, "0")}`))
+        .join("");
     }
   }
 
@@ -76,8 +80,10 @@ export class Tokenizer {
     if (id !== undefined) return id;
     const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     const known = [...this.ids.keys()].filter((token) => token !== EOT).length;
-    throw new Error(`character ${JSON.stringify(character)} (U+${code}) at position ${at} is not among the ${known} that ` +
-      "this model knows: leave it out");
+    throw new Error(
+      `character ${JSON.stringify(character)} (U+${code}) at position ${at} is not among the ${known} that ` +
+        "this model knows: leave it out",
+    );
   }
 
   /** Merges the neighbours that were learned first until none is left (arXiv:1508.07909). */
@@ -121,14 +127,24 @@ export class StreamDecoder {
 // ---- reading a tokenizer.json -----------------------------------------------------------------------------------------
 
 function read_model(data) {
-  const model = data.model, added = data.added_tokens ?? [];
-  if (model === null || typeof model !== "object" || model.vocab === null || typeof model.vocab !== "object"
-    || Array.isArray(model.vocab) || !Array.isArray(added)) throw new Error("tokenizer.json has no vocabulary");
+  const model = data.model,
+    added = data.added_tokens ?? [];
+  if (
+    model === null ||
+    typeof model !== "object" ||
+    model.vocab === null ||
+    typeof model.vocab !== "object" ||
+    Array.isArray(model.vocab) ||
+    !Array.isArray(added)
+  )
+    throw new Error("tokenizer.json has no vocabulary");
   const vocab = new Map(Object.entries(model.vocab));
   for (const token of added) vocab.set(token?.content, token?.id);
   for (const [token, id] of vocab) {
     if (typeof token !== "string" || !Number.isInteger(id) || id < 0 || id >= MAX_TOKEN_ID) {
-      throw new Error(`tokenizer.json gives the token ${show(token)} the id ${show(id)}; ids are 0 to ${MAX_TOKEN_ID - 1}`);
+      throw new Error(
+        `tokenizer.json gives the token ${show(token)} the id ${show(id)}; ids are 0 to ${MAX_TOKEN_ID - 1}`,
+      );
     }
   }
   if (!vocab.size) throw new Error("tokenizer.json has no tokens");
@@ -140,7 +156,14 @@ function read_model(data) {
 function kind_of(data, vocab, merges) {
   const { model, pre_tokenizer, decoder } = data;
   const other = (what) => new Error(`this tokenizer ${what}; this page has characters, bytes and byte-level BPE`);
-  const options = ["dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"];
+  const options = [
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+    "ignore_merges",
+  ];
   if ((model.type ?? "BPE") !== "BPE" || !Array.isArray(merges)) throw other(`is a ${show(model.type)}`);
   if (data.normalizer) throw other("changes the text (normalizer)");
   const option = options.find((name) => model[name] && !(name === "unk_token" && model[name] === EOT));
@@ -153,8 +176,13 @@ function kind_of(data, vocab, merges) {
     if (!characters) throw other("does not cut text into words");
     return "char";
   }
-  if (pre_tokenizer.type !== "ByteLevel" || pre_tokenizer.add_prefix_space || pre_tokenizer.use_regex === false
-    || decoder?.type !== "ByteLevel") throw other(`cuts text by ${show(pre_tokenizer.type)}`);
+  if (
+    pre_tokenizer.type !== "ByteLevel" ||
+    pre_tokenizer.add_prefix_space ||
+    pre_tokenizer.use_regex === false ||
+    decoder?.type !== "ByteLevel"
+  )
+    throw other(`cuts text by ${show(pre_tokenizer.type)}`);
   if (!LETTERS.every((letter) => vocab.has(letter))) throw other("does not have all bytes");
   return !merges.length && LETTERS.every((letter, b) => vocab.get(letter) === b) ? "byte" : "bpe";
 }
@@ -167,7 +195,8 @@ function rank_merges(merges, vocab) {
   merges.forEach((merge, rank) => {
     const [left, right, ...more] = typeof merge === "string" ? merge.split(" ") : Array.isArray(merge) ? merge : [];
     const ids = [vocab.get(left), vocab.get(right), vocab.get(`${left}${right}`)];
-    if (more.length || ids.includes(undefined)) throw new Error(`tokenizer.json has a merge ${show(merge)} of unknown tokens`);
+    if (more.length || ids.includes(undefined))
+      throw new Error(`tokenizer.json has a merge ${show(merge)} of unknown tokens`);
     const key = pair(ids[0], ids[1]);
     if (!ranks.has(key)) ranks.set(key, { rank, left: ids[0], right: ids[1], id: ids[2] });
   });
@@ -190,7 +219,10 @@ const utf8 = (text) => new TextEncoder().encode(text);
 /** Throws an Error for what is no text, or more than is encoded here. */
 function check_text(text) {
   if (typeof text !== "string") throw new Error(`a text must be a string, not ${show(text)}`);
-  if (text.length > MAX_CHARACTERS) throw new Error(`the text has ${text.length.toLocaleString("en")} characters; at most ${MAX_CHARACTERS.toLocaleString("en")} are taken`);
+  if (text.length > MAX_CHARACTERS)
+    throw new Error(
+      `the text has ${text.length.toLocaleString("en")} characters; at most ${MAX_CHARACTERS.toLocaleString("en")} are taken`,
+    );
   const lone = text.match(/\p{Surrogate}/u);
   if (lone) throw new Error(`position ${lone.index} of the text is half a character; type or paste it again`);
 }

@@ -2,7 +2,12 @@
 import { el } from "./dom.js";
 import { at_step, curve, CURVES } from "./runs.js";
 
-const WIDTH = 640, HEIGHT = 220, LEFT = 44, BOTTOM = 26, TOP = 10, RIGHT = 10;
+const WIDTH = 640,
+  HEIGHT = 220,
+  LEFT = 44,
+  BOTTOM = 26,
+  TOP = 10,
+  RIGHT = 10;
 const STEP_SECONDS = 0.9; // of a step while playing
 
 export class Training {
@@ -18,17 +23,38 @@ export class Training {
     this.texts.clear();
     this.root.hidden = !run || !run.rows.length;
     if (this.root.hidden) return this.root.replaceChildren();
-    this.steps = run.samples.length ? run.samples.map(([step]) => step) : run.rows.filter((row) => "val_loss" in row).map((row) => row.step);
+    this.steps = run.samples.length
+      ? run.samples.map(([step]) => step)
+      : run.rows.filter((row) => "val_loss" in row).map((row) => row.step);
     const most = Math.max(0, this.steps.length - 1);
-    this.slider = el("input", { type: "range", id: "step", min: 0, max: most, value: most, "aria-label": "Kept step", on_input: () => this.update() });
+    this.slider = el("input", {
+      type: "range",
+      id: "step",
+      min: 0,
+      max: most,
+      value: most,
+      "aria-label": "Kept step",
+      on_input: () => this.update(),
+    });
     this.play = el("button", { type: "button", id: "play", on_click: () => this.toggle() }, "▶ Play");
     this.facts = el("p", { id: "step-facts", "aria-live": "polite" });
     this.sample = el("pre", { id: "sample", tabindex: 0, "aria-label": "What the model wrote at this step" });
-    this.use = el("button", { type: "button", id: "use-step", on_click: () => this.callbacks.load(this.callbacks.revision(this.step)) }, "Write with the model of this step");
+    this.use = el(
+      "button",
+      { type: "button", id: "use-step", on_click: () => this.callbacks.load(this.callbacks.revision(this.step)) },
+      "Write with the model of this step",
+    );
     this.chart = el("div", { class: "chart" });
-    return this.root.replaceChildren(el("h2", {}, "How it learned"),
-      el("div", { class: "columns" }, el("div", {}, this.chart, el("div", { class: "player" }, this.play, this.slider), this.facts, this.use),
-        el("div", {}, this.sample)), ...this.update());
+    return this.root.replaceChildren(
+      el("h2", {}, "How it learned"),
+      el(
+        "div",
+        { class: "columns" },
+        el("div", {}, this.chart, el("div", { class: "player" }, this.play, this.slider), this.facts, this.use),
+        el("div", {}, this.sample),
+      ),
+      ...this.update(),
+    );
   }
 
   get step() {
@@ -36,10 +62,15 @@ export class Training {
   }
 
   update() {
-    const { step, run } = this, known = at_step(run.rows, step);
+    const { step, run } = this,
+      known = at_step(run.rows, step);
     this.chart.replaceChildren(chart(run.rows, step));
-    const facts = [`Step ${step.toLocaleString("en")}`, ...Object.entries(CURVES).filter(([key]) => key in known)
-      .map(([key, name]) => `${name} loss ${known[key].toFixed(3)}`)];
+    const facts = [
+      `Step ${step.toLocaleString("en")}`,
+      ...Object.entries(CURVES)
+        .filter(([key]) => key in known)
+        .map(([key, name]) => `${name} loss ${known[key].toFixed(3)}`),
+    ];
     this.facts.textContent = facts.join(" · ");
     this.slider.setAttribute("aria-valuetext", `step ${step}`);
     this.use.disabled = !this.callbacks.revision(step);
@@ -77,20 +108,43 @@ export class Training {
 
 /** The curves as one SVG, with a line at the chosen step. */
 function chart(rows, step) {
-  const curves = Object.entries(CURVES).map(([key, name]) => [key, name, curve(rows, key)]).filter(([, , points]) => points.length);
-  const all = curves.flatMap(([, , points]) => points), last = Math.max(1, rows.at(-1).step);
-  const low = Math.min(...all.map(([, value]) => value)), high = Math.max(...all.map(([, value]) => value));
+  const curves = Object.entries(CURVES)
+    .map(([key, name]) => [key, name, curve(rows, key)])
+    .filter(([, , points]) => points.length);
+  const all = curves.flatMap(([, , points]) => points),
+    last = Math.max(1, rows.at(-1).step);
+  const low = Math.min(...all.map(([, value]) => value)),
+    high = Math.max(...all.map(([, value]) => value));
   const x = (value) => LEFT + (value / last) * (WIDTH - LEFT - RIGHT);
   const y = (value) => TOP + ((high - value) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
-  const svg = el("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `Loss over ${last} steps, from ${high.toFixed(2)} to ${low.toFixed(2)}` });
+  const svg = el("svg", {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    role: "img",
+    "aria-label": `Loss over ${last} steps, from ${high.toFixed(2)} to ${low.toFixed(2)}`,
+  });
   for (const value of [low, (low + high) / 2, high]) {
-    svg.append(el("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
-      el("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)));
+    svg.append(
+      el("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
+      el("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)),
+    );
   }
-  svg.append(el("text", { x: LEFT, y: HEIGHT - 6 }, "0"), el("text", { x: WIDTH - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, `${last.toLocaleString("en")} steps`));
-  curves.forEach(([key, name, points], i) => svg.append(
-    el("path", { class: `curve ${key}`, d: points.map(([s, value], n) => `${n ? "L" : "M"}${x(s).toFixed(1)} ${y(value).toFixed(1)}`).join("") }),
-    el("text", { class: `name ${key}`, x: WIDTH - RIGHT - 4, y: TOP + 12 + 16 * i, "text-anchor": "end" }, `${name} loss`)));
+  svg.append(
+    el("text", { x: LEFT, y: HEIGHT - 6 }, "0"),
+    el("text", { x: WIDTH - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, `${last.toLocaleString("en")} steps`),
+  );
+  curves.forEach(([key, name, points], i) =>
+    svg.append(
+      el("path", {
+        class: `curve ${key}`,
+        d: points.map(([s, value], n) => `${n ? "L" : "M"}${x(s).toFixed(1)} ${y(value).toFixed(1)}`).join(""),
+      }),
+      el(
+        "text",
+        { class: `name ${key}`, x: WIDTH - RIGHT - 4, y: TOP + 12 + 16 * i, "text-anchor": "end" },
+        `${name} loss`,
+      ),
+    ),
+  );
   svg.append(el("line", { class: "now", x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }));
   return svg;
 }

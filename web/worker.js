@@ -1,7 +1,7 @@
 /**
  * The model's own thread: loads a folder, writes, and shows what happens inside, so that the page never stands still.
  *
- * Messages from the page: { type, job, ... } with type load, generate, stop, look, encode or sample; the answers carry
+ * Messages from the page: { type, job, ... }, where `handlers` has the types and what each is given; the answers carry
  * the same `job`. A stop is heard between two tokens, and between the chunks of a long prompt.
  */
 import { load_model } from "./checkpoint.js";
@@ -45,9 +45,12 @@ const handlers = {
     const { signal } = loading;
     const progress = (path, received, size) => post_now_and_then({ type: "progress", job, path, received, size });
     const options = { ...source, progress, signal };
-    const folder = source.kind === "files" ? open_files(source.entries)
-      : source.kind === "repo" ? await open_repo(source.name, source.revision, options)
-        : await open_beside(source.address, options);
+    const folder =
+      source.kind === "files"
+        ? open_files(source.entries)
+        : source.kind === "repo"
+          ? await open_repo(source.name, source.revision, options)
+          : await open_beside(source.address, options);
     const parts = await load_model(folder, arithmetic);
     if (signal.aborted) return null;
     const run = await read_run(folder).catch(() => null);
@@ -57,7 +60,8 @@ const handlers = {
 
   async generate({ job, prompt, settings, forced, stop, alternatives }) {
     writing = job;
-    const { cached, tokenizer } = need_model(), ids = encode_prompt(tokenizer, prompt);
+    const { cached, tokenizer } = need_model(),
+      ids = encode_prompt(tokenizer, prompt);
     const pause = async () => {
       await breathe();
       if (writing !== job) throw new Stopped();
@@ -106,7 +110,9 @@ const handlers = {
 
 /** Sends the tokens of a stream as they come, some at a time. */
 async function write(job, stream, tokenizer) {
-  let records = [], sent = performance.now(), count = 0;
+  let records = [],
+    sent = performance.now(),
+    count = 0;
   const started = sent;
   const send = () => {
     post({ type: "tokens", job, records });
@@ -139,8 +145,16 @@ function describe({ folder, config, tokenizer, defaults, storage }, run) {
   const weights = [...folder.sizes].filter(([path]) => path.endsWith(".safetensors"));
   const bytes = weights.reduce((sum, [, size]) => sum + size, 0);
   return {
-    label: folder.label, repo: folder.repo, revision: folder.revision, sha: folder.sha, defaults, storage, run,
-    config: { ...config }, parameters: count_parameters(config), bytes,
+    label: folder.label,
+    repo: folder.repo,
+    revision: folder.revision,
+    sha: folder.sha,
+    defaults,
+    storage,
+    run,
+    config: { ...config },
+    parameters: count_parameters(config),
+    bytes,
     tokenizer: { kind: tokenizer.kind, vocab_size: tokenizer.vocab_size },
   };
 }
@@ -167,6 +181,7 @@ globalThis.onmessage = async ({ data }) => {
 
 /** What a visitor reads of an error. */
 function sentence(error) {
-  if (error instanceof RangeError) return "there is not enough memory in this browser for this model: try a smaller one";
+  if (error instanceof RangeError)
+    return "there is not enough memory in this browser for this model: try a smaller one";
   return String(error.message).slice(0, 500);
 }
