@@ -14,18 +14,19 @@ FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), 
 ROOMS = {
     "model": set(),
     "tokenizer": set(),
-    "sources": set(),
+    "files": set(),
+    "sources": {"files"},
     "families": {"model"},
     "engine.*": {"model", "engine.*", "sampling"},
     "sampling": {"engine.select"},
     "generate": {"model", "tokenizer", "sampling", "engine.select"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families"},
+    "checkpoint": {"model", "tokenizer", "families", "files"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
     "hub.readme": set(),
-    "hub.*": {"model", "tokenizer", "families", "checkpoint", "hub.*"},
-    "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
+    "hub.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.*"},
+    "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 
 
