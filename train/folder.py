@@ -38,9 +38,10 @@ class RunLock:
     def __init__(self, out: Path, wanted: bool = True):
         """`wanted`: on the main process, the only one that writes."""
         self.out, self.lock = out, FileLock(out / LOCK) if wanted else None
+        self.late = not out.is_dir()  # a folder that is not there yet is made when the run begins, and locked then
 
     def __enter__(self) -> "RunLock":
-        if self.out.is_dir():  # a folder that is not there yet is made when the run begins, and locked then
+        if not self.late:
             self.claim()
         return self
 
@@ -52,7 +53,6 @@ class RunLock:
         """Takes the lock, and removes what killed runs left half written. ValueError where another run has it."""
         if self.lock is None or self.lock.is_locked:
             return
-        late = not self.out.is_dir()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
@@ -64,7 +64,7 @@ class RunLock:
             self.lock = None
         except OSError as error:
             raise ValueError(disk_trouble(error, self.out)) from error
-        if late and any((self.out / name).exists() for name in OUTPUTS):
+        if self.late and any((self.out / name).exists() for name in OUTPUTS):
             raise ValueError(f"another run has begun to write to {self.out}: choose another --out_dir")
         for folder in (self.out, *(self.out / name for name in OUTPUTS)):
             remove_leftovers(folder)
@@ -104,7 +104,8 @@ def check_best(folder: Path) -> None:
         for path in weight_files(folder):
             read_header(path)
         Tokenizer.load(folder)
-        (folder / "README.md").read_text(encoding="utf-8")
+        if (folder / "README.md").is_file():
+            (folder / "README.md").read_text(encoding="utf-8")
         json.loads((folder.parent / "run.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(

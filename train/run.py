@@ -32,7 +32,7 @@ from train.plan import check_disk, memory_line
 from train.report import EVEN, METRICS, UNIGRAM, baseline_lines, describe_loss, size_warning
 from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
-from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts
+from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
 from train.trainer import Trainer
 
 TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
@@ -53,7 +53,7 @@ def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None =
     """The whole command: returns its exit status, with a sentence on standard error where it is not 0.
 
     0: done, or asked to stop (SIGINT, SIGTERM, SIGHUP) and saved; 1: the run could not go on; 2: it was not begun,
-    because of a setting or of what lies in its folder; 130: stopped at once, by a second signal or before the first step.
+    because of a setting or of what lies in its folder; 130: stopped at once, by a second signal or before training.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -91,6 +91,7 @@ def fetch_run(
     if read_facts(out / "state") is None:
         print(f"fetching the training state of {parsed.resume} into {out}")
         fetch_state(parsed.resume, out)
+        seal_fetched(out / "state")
     if parsed.config:
         return config, parsed
     return parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])

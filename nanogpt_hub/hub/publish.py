@@ -317,8 +317,14 @@ def send_patiently(push: Push, api: HfApi, say: Say, backoff: float, tries: int 
 
 
 def state_files(run: str | Path) -> dict[str, Path]:
-    """All of a run's folder that continuing it needs, by path within the folder."""
-    return {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    """All of a run's folder that continuing it needs, by path within the folder; not the state before the last one."""
+    found = {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    if "state/previous.json" in found:
+        records = (read_json(found[f"state/{name}.json"]) for name in ("previous", "state"))
+        before, last = (set(record.get("files", {}).values()) for record in records)
+        for name in ("previous.json", *(before - last)):
+            found.pop(f"state/{name}", None)
+    return found
 
 
 def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
