@@ -121,7 +121,7 @@ class FileOperations:
         """So it may in safetensors, which writes its file under another name first."""
 
         def save_file(tensors, path, **kwargs):
-            half = Path(path).with_name(".tmpKilled"[:10])
+            half = Path(path).with_name(".tmpKilled")
             with open(half, "wb") as file:
                 file.write(b"\0" * 100)
             self.tick()

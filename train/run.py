@@ -68,16 +68,19 @@ def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None =
     except (ValueError, OSError) as error:
         return fail(reason(error), 2)
     except TrainingError as error:
-        return fail(str(error), 1)
+        return fail(str(error), 1, alone=error.__cause__ is not None and is_out_of_memory(error.__cause__))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return fail("out of memory: set a smaller --model.size, --batch_size or --model.block_size", 1)
 
 
-def fail(sentence: str, status: int) -> int:
-    """Says once, whatever the number of processes, why the command ends, and returns its exit status."""
-    if os.environ.get("RANK", "0") == "0":
+def fail(sentence: str, status: int, alone: bool = False) -> int:
+    """Says once, whatever the number of processes, why the command ends, and returns its exit status.
+
+    alone: it is this process's trouble, which the others do not have.
+    """
+    if alone or os.environ.get("RANK", "0") == "0":
         print(f"error: {sentence}", file=sys.stderr)
     return status
 
@@ -301,7 +304,7 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
         f"({accumulation} x {trainer.micro} a process), {at_most}{tokens:,} in all, "
         f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
         memory_line(trainer.bytes_needed, trainer.device.type),
-        check_disk(trainer.out, gpt, trainer.save_bytes, fresh=trainer.progress.step == 0),
+        *([] if trainer.finished else [check_disk(trainer.out, gpt, trainer.save_bytes, trainer.progress.step == 0)]),
         *baseline_lines(data.baselines, data.bytes_per_token),
     ]
 

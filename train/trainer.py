@@ -139,6 +139,7 @@ class Trainer:
         self.progress, self.recent = Progress(), []  # recent: the steps since the last log line
         self.changes: list[dict] = []  # settings that were others before some step, see changes_between
         self.saved: RunFacts | None = None  # facts of the last save, if no step was made since
+        self.new_best: RunFacts | None = None  # facts of a best model that is not pushed yet
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
@@ -324,14 +325,16 @@ class Trainer:
             p.first_loss = val_loss
         if val_loss < p.best_loss:
             p.best_loss, p.best_step, p.stale = val_loss, p.step, 0
-            facts = self._save_folder("best")
-            if self.sharing and p.step:
-                self.sharing.best(self.gpt, facts)
+            self.new_best = self._save_folder("best")
         else:
             p.stale += 1
 
     def _share_step(self) -> None:
-        """Where each evaluated step is kept on the Hub: pushes it, now that its row is in the log."""
+        """Pushes what an evaluation has found, now that its row is in the log: a new best model, and the step, where
+        each is kept on the Hub."""
+        facts, self.new_best = self.new_best, None
+        if self.sharing and facts is not None and self.progress.step:
+            self.sharing.best(self.gpt, facts)
         if self.config.hub.repo_id and self.config.hub.push_steps:
             facts = self.save()
             if self.sharing:

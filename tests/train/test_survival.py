@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from nanogpt_hub.files import LEFTOVER, git_hash_of, remove_leftovers, replacing, sha256_of
 from nanogpt_hub.model import GPTConfig
-from train import folder, hardware, plan, pretrain, state, trainer
+from train import hardware, plan, pretrain, state, trainer
 from train.folder import RunLock, error_number
 from train.plan import count_parameters
 from train.report import read_metrics
