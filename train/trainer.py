@@ -344,7 +344,7 @@ class Trainer:
         self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{self.progress.step:06d}.txt"
+        path = folder / sample_name(self.progress.step)
         path.write_text(self.prompt + self.sample, encoding="utf-8", newline="")
 
     def _log(self, bar: tqdm, row: dict) -> None:
@@ -422,8 +422,12 @@ class Trainer:
                 self._save_folder("last")
 
     def _last_is_there(self) -> bool:
+        """Whether last/ holds these weights, and a card that was written after them."""
+        last = self.out / "last"
         try:
-            kept, _ = load_model(self.out / "last")
+            kept, _ = load_model(last)
+            if (last / "README.md").stat().st_mtime_ns < (last / "model.safetensors").stat().st_mtime_ns:
+                return False
         except (ValueError, OSError):
             return False
         weights = clean_state(without_adapters(self.gpt))
@@ -458,6 +462,9 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.progress, self.recent = Progress(**{key: facts[key] for key in COUNTERS}), facts.get("recent", [])
         self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
+        sample = self.out / "samples" / sample_name(self.progress.evaluated_step)
+        if sample.is_file():
+            self.sample = sample.read_bytes().decode("utf-8", "replace").removeprefix(self.prompt)
         self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
         if not (self.out / "best").exists():
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
@@ -532,6 +539,10 @@ class Trainer:
                 return  # the first step will find a micro-batch that fits
             torch.compiler.set_stance("force_eager")
             self.say(f"torch.compile does not work here ({type(error).__name__}); going on without it")
+
+
+def sample_name(step: int) -> str:
+    return f"step-{step:06d}.txt"
 
 
 def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
