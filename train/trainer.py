@@ -447,6 +447,9 @@ class Trainer:
     def resume(self, facts: dict) -> None:
         """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run, or
         when a file that the run goes on writing to is damaged; nothing is changed then."""
+        missing = [name for name in (*COUNTERS, "fixed", "micro_batch_size") if name not in facts]
+        if missing:
+            raise StateError(f"{self.out / 'state' / 'state.json'} is damaged: it does not tell {missing[0]}")
         mine = fixed_settings(self)
         differing = [key for key in {**mine, **facts["fixed"]} if facts["fixed"].get(key) != mine.get(key)]
         if differing:
