@@ -222,7 +222,11 @@ def content(path: Path) -> object:
     if path.name in ("run.json", "state.json", "previous.json"):
         return without_timing(json.loads(path.read_text()))
     if path.name == "README.md":
-        return re.sub(r"\| (wall time|speed) \|.*", "", path.read_text()).replace(path.parents[1].name, "RUN")
+        return (
+            re.sub(r"\| (wall time|speed) \|.*", "", path.read_text())
+            .replace(" --resume previous", "")
+            .replace(path.parents[1].name, "RUN")
+        )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
