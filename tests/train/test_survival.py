@@ -334,7 +334,9 @@ def test_a_closed_terminal_saves_and_ends(text, tmp_path, whole):
         "import os, sys, time\nfrom train import pretrain, trainer\nstep = trainer.Trainer._train_step\n"
         "def waiting(self):\n"
         "    if self.progress.step == 5:\n"
-        "        print('HERE', flush=True); time.sleep(60)\n"
+        "        print('HERE', flush=True)\n"
+        "        while os.isatty(1): time.sleep(0.05)\n"
+        "        time.sleep(0.5)\n"
         "    return step(self)\n"
         "trainer.Trainer._train_step = waiting\nsys.exit(pretrain.main(sys.argv[1:]))\n"
     )
