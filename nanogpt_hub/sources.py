@@ -21,7 +21,6 @@ import os
 import platform
 import re
 import sysconfig
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
+
+from nanogpt_hub.files import replacing
 
 PIECE_CHARS = 2**20  # a longer document is handed out in pieces of at most so many characters
 BLOCK_BYTES = 2**20  # how much of a file is read at a time
@@ -389,17 +390,13 @@ def _download(url: str, public: str, path: Path) -> None:
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as aside, open(aside, "wb") as file:
             _fetch(url, public, file)
-        os.replace(aside, path)
     except requests.RequestException as error:
         status = getattr(error.response, "status_code", None)
         reason = f"HTTP {status} {error.response.reason}" if status else type(error).__name__
         raise SourceError(f"could not download {public}: {reason}") from None  # the error's own text shows the query
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 def _fetch(url: str, public: str, file: BinaryIO) -> None:

@@ -14,7 +14,8 @@ FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), 
 ROOMS = {
     "model": set(),
     "tokenizer": set(),
-    "sources": set(),
+    "files": set(),
+    "sources": {"files"},
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
@@ -24,11 +25,11 @@ ROOMS = {
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint"},
+    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
     "hub.readme": set(),
-    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "hub.*"},
-    "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
+    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
+    "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 
 

@@ -228,7 +228,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="must", default="auto", type=str,
         help="continue exactly where the run's folder stopped (an interrupted run is continued without it, too), or, "
-        "given user/name, where a run stopped that was pushed with --hub.push_state",
+        "given user/name, where a run stopped that was pushed with --hub.push_state; `previous` takes the save before "
+        "the last one",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start anew even if the run's folder holds a run")
     parser.add_class_arguments(TrainConfig)
