@@ -18,7 +18,8 @@ from benchmarks.common import alternate, in_fresh_process, process_peak, ratio, 
 from benchmarks.train_step import SHAPES, our_steps
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train.data import Batches, prepare
+from train.data import Batches
+from train.shards import prepare
 
 MB = 10**6
 

@@ -14,7 +14,8 @@ FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), 
 ROOMS = {
     "model": set(),
     "tokenizer": set(),
-    "sources": set(),
+    "formats": set(),
+    "sources": {"formats"},
     "families": {"model"},
     "engine.*": {"model", "engine.*", "sampling"},
     "sampling": {"engine.select"},
@@ -105,7 +106,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "sources"):
+    for room in ("tokenizer", "formats", "sources"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

@@ -50,6 +50,7 @@ from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optim
 from train.report import METRICS, MetricsFile, describe_loss, plot_loss
 from train.sharing import Sharing
 from train.state import load_tensors, save_state
+from train.tokenizing import wait_for
 
 
 class TrainingError(RuntimeError):
@@ -166,10 +167,21 @@ class Trainer:
                     break
                 if save:
                     self.save()
-                ended = self._one_step(bar)
+                ended = self._one_step(bar) if self._wait_for_data(interrupt) else "interrupted"
             self.save()
         self.say(self._closing_line(ended))
         return ended
+
+    def _wait_for_data(self, interrupt: Interrupt) -> bool:
+        """Waits, where the next step needs tokens that are not ready yet; False when the run shall end instead."""
+        batches, step, B = self.data.batches, self.progress.step, self.config.batch_size
+        if not batches.needs_more(step, B):
+            return True
+        try:
+            return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
+        except ValueError:  # the text cannot be read any further: what was learned from it so far is kept
+            self.save()
+            raise
 
     def _one_step(self, bar: tqdm) -> str:
         """A training step with what follows it: log line, evaluation, patience."""
@@ -308,7 +320,8 @@ class Trainer:
         p = self.progress
         p.seconds = time.perf_counter() - self.started
         row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3), **row}
-        row["epochs"] = self.data.batches.epochs(p.step, self.config.batch_size)
+        epochs = self.data.batches.epochs(p.step, self.config.batch_size)
+        row |= {} if epochs is None else {"epochs": epochs}
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=p.step)
         if not self.accelerator.is_main_process:
@@ -325,7 +338,8 @@ class Trainer:
         line = f"step {row['step']:>6}  val loss {row['val_loss']:.4f} ({quality})"
         if "train_loss" in row:
             gap = row["val_loss"] - row["train_loss"]
-            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}  epoch {row['epochs']:.2f}"
+            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}"
+            line += f"  epoch {row['epochs']:.2f}" if "epochs" in row else ""
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
         if self.config.eval.sample_tokens:
             line += "\n    | " + (self.prompt + self.sample)[:240].replace("\n", "\n    | ")
@@ -481,8 +495,7 @@ def fixed_settings(trainer: Trainer) -> dict:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
-        "data": trainer.data.facts["source"]["name"],
-        "train_tokens": trainer.data.facts["train_tokens"],
+        **trainer.data.identity,
         "tokenizer": trainer.tokenizer.hash[:16],
         "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
     }
