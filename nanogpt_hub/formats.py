@@ -44,6 +44,7 @@ class Reading:
     def __init__(self, max_bad_rows: int = 0, start: dict | None = None):
         self.max_bad_rows, self.start = max_bad_rows, start
         self.bad_rows, self.bad_examples = 0, []
+        self.duplicates = {"exact": 0, "near": 0}  # where they are looked for
         self.mark: Callable[[], dict | None] = lambda: None  # where the next document begins, if the source can tell
 
     def skip(self, error: SourceError) -> None:
@@ -54,6 +55,10 @@ class Reading:
             raise SourceError(f"{error}{over if self.max_bad_rows else ''}") from error
         if len(self.bad_examples) < EXAMPLES:
             self.bad_examples.append(str(error))
+
+    def repeat(self, kind: str) -> None:
+        """Counts a document that was there before: "exact" or "near"."""
+        self.duplicates[kind] += 1
 
     def check_share(self, good: int) -> None:
         """Raises SourceError where no more rows were good than bad: then it is not single rows that are wrong."""

@@ -10,6 +10,7 @@ a file is dropped. What a first look can tell (a missing file, a misspelt column
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -53,7 +54,7 @@ ReadChunks = Callable[[Reading], Chunks]  # one pass over the documents
 class Source:
     """Documents of text and what is known about them. Made by `open_source`."""
 
-    kind: str  # file | folder | url | python | hub
+    kind: str  # file | folder | url | python | hub | mix
     name: str  # for people: no private path, no credentials
     fingerprint: str  # sha256 hex; another one when the data has changed
     read: ReadChunks = field(repr=False)  # documents in chunks of any size
@@ -421,6 +422,19 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
 
 
 def _read_hub(rows, name: str, column: str, reading: Reading) -> Chunks:
-    where = f"the Hub dataset {name}"
+    """The texts; from `reading.start` on, by the position that the datasets library itself keeps of a stream."""
+    rows, first = copy.copy(rows), 0  # a position that is loaded stays with the object
+    if reading.start:
+        first = reading.start["rows"]
+        rows.load_state_dict(reading.start["state"])
+    number = first
+
+    def located() -> Iterator[tuple[str, dict]]:
+        nonlocal number
+        for number, row in enumerate(rows, first + 1):
+            yield f"the Hub dataset {name}, row {number}", row
+
+    if hasattr(rows, "load_state_dict"):  # a stream; a table in the local cache is read over instead
+        reading.mark = lambda: {"rows": number, "state": rows.state_dict()}
     with _hub_errors(name):
-        yield from texts_of(((where, row) for row in rows), column, reading)
+        yield from texts_of(located(), column, reading)

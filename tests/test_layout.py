@@ -23,6 +23,8 @@ ROOMS = {
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families"},
+    "mixture": {"sources", "formats"},
+    "duplicates": {"sources", "formats"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
     "hub.readme": set(),
     "hub.*": {"model", "tokenizer", "families", "checkpoint", "hub.*"},

@@ -350,6 +350,8 @@ def whole_lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
     ]
     if facts["bad_rows"]:
         lines.append(f"left out: {facts['bad_rows']:,} rows that cannot be read, such as {facts['bad_examples'][0]}")
+    if repeated := facts["duplicates"].get("exact", 0) + facts["duplicates"].get("near", 0):
+        lines.append(f"duplicates: {repeated:,} documents, {facts['duplicates']['near']:,} of them not word for word")
     return lines
 
 

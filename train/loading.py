@@ -39,14 +39,17 @@ def open_source_of(config: TrainConfig) -> Source | RowSource:
 
 def text_choice(d: DataConfig) -> SourceChoice:
     """The training text."""
-    return SourceChoice(d.source, d.text_column, d.config, d.split, d.revision, d.encoding, d.max_bad_rows)
+    return SourceChoice(
+        d.source, d.text_column, d.config, d.split, d.revision, d.encoding, d.max_bad_rows, d.mix, d.duplicates
+    )  # fmt: skip
 
 
 def validation_choice(d: DataConfig) -> SourceChoice | None:
     """The validation text, where it is not a part of the training text."""
     if not (d.val_source or d.val_split):
         return None
-    return replace(text_choice(d), source=d.val_source or d.source, split=d.val_split or d.split)
+    plain = replace(text_choice(d), mix={}, duplicates="ignore")
+    return replace(plain, source=d.val_source or d.source, split=d.val_split or d.split)
 
 
 def cache_folder(config: TrainConfig) -> Path:
@@ -136,11 +139,12 @@ def first_part(
     """The corpus of a source as soon as it is complete, or known to be long and ready for the first steps."""
     corpus = Corpus(corpus_folder(source, tokenizer, cache_folder(config)), tokenizer)
     needed = max(SMALL_TOKENS + 1, config.data.val_tokens + FIRST_GROUP + 1)
-    with tqdm(total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, delay=1) as bar:
+    with tqdm(total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, mininterval=1) as bar:
 
         def ready() -> bool:
             corpus.refresh()
-            bar.update(corpus.bytes - bar.n)
+            if corpus.bytes > bar.n:
+                bar.update(corpus.bytes - bar.n)
             return corpus.complete or len(corpus) >= needed
 
         wait_for(ready, tokenizing)

@@ -270,8 +270,8 @@ def _encode_some(rows: list[tuple[str, dict]], encode: Encode, reading: Reading)
             encoded += encode([(where, row)])
         except SourceError as error:
             reading.skip(error)
-        except ValueError as error:
-            reading.skip(SourceError(f"{where}: {error}"))
+        except ValueError as error:  # the row is fine, but not for this tokenizer or its template
+            raise SourceError(f"{where}: {error}") from error
     return encoded
 
 

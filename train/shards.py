@@ -73,6 +73,7 @@ class Position:
     bytes: int = 0
     bad_rows: int = 0  # rows that could not be read and were left out
     bad_examples: list[str] = field(default_factory=list)  # what was wrong with the first of them
+    duplicates: dict[str, int] = field(default_factory=dict)  # exact and near ones, where they are looked for
 
     def after(self, pieces: Pieces, reading: Reading) -> "Position":
         """The place behind a batch of pieces that starts here."""
@@ -87,6 +88,7 @@ class Position:
             bytes=self.bytes + sum(len(text.encode()) for text, _ in pieces),
             bad_rows=reading.bad_rows,
             bad_examples=list(reading.bad_examples),
+            duplicates=dict(reading.duplicates),
         )
 
 
@@ -97,7 +99,8 @@ def _batches(source: Source, position: Position) -> Iterator[tuple[Position, Pie
     over = sum(1 for _ in islice(batches, position.batch))
     if over < position.batch:
         raise ValueError(f"{source.name} is shorter than it was when its first part was tokenised; it must not change")
-    reading.bad_rows, reading.bad_examples = position.bad_rows, list(position.bad_examples)
+    if position.mark:  # what was counted before it
+        reading.bad_rows, reading.bad_examples = position.bad_rows, list(position.bad_examples)
     before = replace(position, skip=0)
     for pieces in batches:
         after = before.after(pieces, reading)
@@ -235,7 +238,8 @@ def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: boo
     tokens = sum(line["tokens"] for line in writer.lines)
     if not tokens:
         raise ValueError(f"the {tokenizer.kind} tokenizer makes no token of {source.name}; use another one")
-    totals = {name: getattr(end, name) for name in ("documents", "characters", "bytes", "bad_rows", "bad_examples")}
+    names = ("documents", "characters", "bytes", "bad_rows", "bad_examples", "duplicates")
+    totals = {name: getattr(end, name) for name in names}
     most = max(line["max_id"] for line in writer.lines)
     manifest = {**header, "tokens": tokens, "shards": len(writer.lines), "max_id": most, **totals}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))

@@ -12,9 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from nanogpt_hub.duplicates import without_duplicates
+from nanogpt_hub.mixture import mix
 from nanogpt_hub.sources import Source, open_source
 from nanogpt_hub.tokenizer import Tokenizer
 from train.children import end_with_parent
@@ -27,7 +29,7 @@ REFUSED = 2  # exit status: the data cannot be used, and standard output says wh
 
 @dataclass(frozen=True)
 class SourceChoice:
-    """The arguments of `open_source`."""
+    """What a text is made of: the arguments of `open_source`, what is mixed in, and what becomes of duplicates."""
 
     source: str
     text_column: str = "text"
@@ -36,9 +38,21 @@ class SourceChoice:
     revision: str = ""
     encoding: str = "utf-8"
     max_bad_rows: int = 0
+    mix: dict[str, float] = field(default_factory=dict)  # further sources and their weights; this one's is 1
+    duplicates: str = "ignore"
 
     def open(self) -> Source:
-        return open_source(**asdict(self))
+        """Raises SourceError where one cannot be read."""
+        if not self.mix:
+            return without_duplicates(self._open(), self.duplicates)
+        others = [replace(self, source=name, config="", split="train", revision="") for name in self.mix]
+        weights = [1.0, *self.mix.values()]
+        sources = [without_duplicates(choice._open(), self.duplicates) for choice in (self, *others)]
+        return mix(list(zip(sources, weights, strict=True)))
+
+    def _open(self) -> Source:
+        about = {name: value for name, value in asdict(self).items() if name not in ("mix", "duplicates")}
+        return open_source(**about)
 
 
 class Tokenizing:

@@ -11,9 +11,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nanogpt_hub import cli
 from nanogpt_hub.sources import SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train import data, shards, tokenizing
+from train import data, loading, pretrain, shards, tokenizing
+from train import prepare as prepare_command
 from train.data import LISTED, Order, Permutation, StreamBatches
 from train.shards import HEADER, LINES, MANIFEST, Corpus, Position, _ShardWriter, prepare
 from train.tokenizing import SourceChoice, Tokenizing, wait_for
@@ -286,3 +288,96 @@ def test_a_process_that_is_killed_over_and_over_is_given_up(beside, rows, tmp_pa
 def test_waiting_ends_when_it_is_asked_to():
     assert wait_for(lambda: True, [])
     assert not wait_for(lambda: False, [], stop=lambda: True)
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+TINY = (
+    "--model.preset nanogpt --model.n_layer 1 --model.n_head 1 --model.n_embd 8 --model.block_size 8 --device cpu "
+    "--data.tokenizer byte --data.val_tokens 60 --max_steps 24 --batch_size 4 --eval.interval 12 --eval.max_windows 4 "
+    "--eval.sample_tokens 0 --log_interval 1"
+).split()
+
+
+class Growing:
+    """Makes one shard more of a prepared corpus ready each time that somebody waits."""
+
+    def __init__(self, folder: Path, fail_at: int = 10**6):
+        self.folder, self.fail_at = folder, fail_at
+        self.lines, self.manifest = (folder / LINES).read_bytes().splitlines(keepends=True), folder / MANIFEST
+        self.facts, self.n_ready = self.manifest.read_bytes(), 0
+        cut(folder, 0)
+
+    def check(self) -> None:
+        if self.n_ready == self.fail_at:
+            raise ValueError("line 99 is broken")
+        with open(self.folder / LINES, "ab") as file:
+            file.writelines(self.lines[self.n_ready : self.n_ready + 1])
+        self.n_ready += 1
+        if self.n_ready == len(self.lines):
+            self.close()
+
+    def close(self) -> None:
+        (self.folder / LINES).write_bytes(b"".join(self.lines))
+        self.manifest.write_bytes(self.facts)
+
+
+@pytest.fixture
+def short_stream(small, tmp_path, monkeypatch):
+    """A text of 1,000 tokens that is trained on as a stream; its corpus, prepared."""
+    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "SMALL_TOKENS", 100)
+    monkeypatch.setattr(loading, "FIRST_GROUP", 40)
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i} the quick brown fox\n" for i in range(40)))
+    return prepare(open_source(str(path)), build_tokenizer("byte", []), quiet=True).folder
+
+
+def run(folder: Path, *flags: str) -> int:
+    return pretrain.main([*TINY, "--data.source", str(folder.parent / "a.txt"), "--out_dir", str(folder), *flags])
+
+
+def weights(out: Path) -> bytes:
+    return (out / "last" / "model.safetensors").read_bytes()
+
+
+def test_a_run_beside_the_tokenising_is_the_run_after_it(short_stream, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "after") == 0
+    assert "60 to validate" in capsys.readouterr().out
+    growing = Growing(short_stream)
+    monkeypatch.setattr(loading, "start_tokenizing", lambda *args: [growing])
+    assert run(tmp_path / "beside") == 0
+    said = capsys.readouterr().out
+    assert "150 ready (byte, 257 ids), the rest is tokenised beside the training" in said
+    assert "epochs not known yet" in said
+    assert 4 <= growing.n_ready < len(growing.lines) + 1
+    assert weights(tmp_path / "beside") == weights(tmp_path / "after")
+    facts = json.loads((tmp_path / "after" / "run.json").read_text())
+    assert facts["data"]["train_tokens"] == len(Corpus(short_stream, build_tokenizer("byte", []))) - 60
+
+
+def test_a_run_that_had_to_stop_for_its_text_goes_on_exactly(short_stream, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "whole") == 0
+    growing = Growing(short_stream, fail_at=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "start_tokenizing", lambda *args: [growing])
+        assert run(tmp_path / "parts") == 2
+    assert "error: line 99 is broken" in capsys.readouterr().err
+    step = json.loads((tmp_path / "parts" / "state" / "state.json").read_text())["step"]
+    assert 0 < step < 24
+    assert run(tmp_path / "parts") == 0
+    assert f"resuming at step {step}" in capsys.readouterr().out
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_prepare_does_it_ahead_and_says_what_there_is(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path / "cache"))
+    flags = ["--data.source", str(rows), "--data.tokenizer", "byte"]
+    assert cli.main(["prepare", *flags, "--workers", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "documents: 54" in said
+    assert "left out: 6 rows that cannot be read, such as " in said
+    monkeypatch.setattr(shards, "_write_corpus", lambda *args: pytest.fail("it was not ahead"))
+    assert prepare_command.main([*flags, "--data.max_bad_rows", "10"]) == 0  # the limit is not what is read
+    assert prepare_command.main(["--data.format", "messages"]) == 2
+    assert "only text is prepared" in capsys.readouterr().err
