@@ -82,6 +82,57 @@ def test_characters_and_offsets_survive_block_borders(tmp_path, monkeypatch, blo
             list(source.documents())
 
 
+def zst(data: bytes) -> bytes:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def test_zstandard_is_unpacked_in_several_frames_and_told_when_it_is_cut(tmp_path):
+    data = zst(NASTY.encode()) + zst(b"more")
+    assert documents(write(tmp_path / "a.txt.zst", data)) == [NASTY + "more"]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ROWS)
+    assert documents(write(tmp_path / "a.jsonl.zst", zst(rows.encode()))) == ROWS
+    with pytest.raises(SourceError, match="cannot be read"):
+        documents(write(tmp_path / "cut.zst", zst(os.urandom(5000))[:-300]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1", "cp1252"])
+def test_other_encodings_are_read_when_they_are_named(tmp_path, encoding):
+    text = "café, naïve\r\n\ttwo\n"
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    assert documents(path, encoding=encoding) == [text]
+    assert documents(write(tmp_path / "a.csv", "text\né\n".encode(encoding)), encoding=encoding) == ["é"]
+    rows = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in ["é", "two"])
+    assert documents(write(tmp_path / "a.jsonl", rows.encode(encoding)), encoding=encoding) == ["é", "two"]
+    assert open_source(str(path), encoding=encoding).fingerprint != sources._open_file(path, sources.Form()).fingerprint
+
+
+def test_an_encoding_that_is_none_and_text_that_is_not_in_it_are_told(tmp_path):
+    path = write(tmp_path / "a.txt", b"abc")
+    for name in ("utf-9", "hex"):
+        with pytest.raises(SourceError, match=f"no text encoding '{name}'; give utf-8, utf-16, latin-1, cp1252"):
+            open_source(str(path), encoding=name)
+    with pytest.raises(SourceError, match="not utf-16 text: invalid bytes at offset 2"):
+        documents(path, encoding="utf-16")
+
+
+def test_the_files_of_a_folder_in_another_encoding_are_named(tmp_path):
+    for name, data in {
+        "a/1.txt": "naïve café".encode("latin-1"), "2.txt": "some text".encode("utf-16"), "3.txt": b"plain",
+        "4.png": b"\x89PNG\0\1",
+    }.items():  # fmt: skip
+        write(tmp_path / name, data)
+    with pytest.raises(
+        SourceError, match=r"2 of the 3 text files .*: 2\.txt \(looks like utf-16\), a/1\.txt \(looks"
+    ) as e:
+        open_source(str(tmp_path))
+    assert "iconv -f utf-16 -t utf-8 FILE > NEW" in str(e.value)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
 def test_rows_are_documents_and_empty_ones_none(tmp_path, name):
     path = write_rows(tmp_path / name, [ROWS[0], None, ROWS[1], "", ROWS[2]], column="story")
@@ -456,6 +507,25 @@ def test_a_hub_dataset(server, tmp_path):
     assert sliced[1] == ["two", "three"]
     for error, message in zip(errors, bad, strict=True):
         assert re.search(message, error)
+
+
+def test_a_stream_is_gone_on_with_from_its_mark(tmp_path):
+    import datasets
+
+    for part in range(2):
+        write_rows(tmp_path / f"{part}.jsonl", [f"{part} {i}" if i % 5 else None for i in range(40)])
+    files = [str(tmp_path / f"{part}.jsonl") for part in range(2)]
+    rows = datasets.load_dataset("json", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path))
+    reading = formats.Reading()
+    texts, marks = [], []
+    for text, _ in sources._read_hub(rows, "me/tiny", "text", reading):
+        texts.append(text)
+        marks.append(json.loads(json.dumps(reading.mark())))
+    assert len(texts) == 64
+    for at in (0, 5, 31, 32, 63):
+        again = formats.Reading(start=marks[at])
+        assert [text for text, _ in sources._read_hub(rows, "me/tiny", "text", again)] == texts[at + 1 :]
+    assert [text for text, _ in sources._read_hub(rows, "me/tiny", "text", formats.Reading())] == texts
 
 
 def test_no_network_and_no_such_file():

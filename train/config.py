@@ -78,9 +78,7 @@ class DataConfig:
     encoding: str = "utf-8"  # of text files, by Python's name for it: utf-16, latin-1, cp1252, ...
     max_bad_rows: int = 100  # rows that cannot be read are left out and counted, up to so many; 0: the first is fatal
     mix: dict[str, float] = field(default_factory=dict)  # further sources to mix in, with weights; data.source has 1
-    duplicates: Literal["ignore", "count", "drop_exact", "drop"] = (
-        "ignore"  # what to do with repeated documents
-    )
+    duplicates: Literal["ignore", "count", "drop_exact", "drop"] = "ignore"  # what to do with repeated documents
     workers: int = 1  # processes that tokenise a longer text beside the training
 
     def __post_init__(self):

@@ -111,6 +111,7 @@ def load_text(
         train, val = corpus.tokens(), validation_of(apart, d)
     elif stream:
         train, val, first = corpus.tokens().part(d.val_tokens), corpus.tokens().part(0, d.val_tokens), d.val_tokens
+        train.check("the training part", block_size, f"lower data.val_tokens ({d.val_tokens})")
     else:
         train, val = corpus.split(d.val_fraction, block_size)
     windows = EvalWindows(val, block_size, config.eval.max_windows)

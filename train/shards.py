@@ -21,7 +21,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
@@ -138,9 +137,9 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Pieces, starts: bool) -> np.ndar
 _worker_tokenizer: Tokenizer | None = None  # of an encoding process
 
 
-def _start_worker(parent: int, *tokenizer: object) -> None:
+def _start_worker(*tokenizer: object) -> None:
     global _worker_tokenizer
-    end_with_parent(parent)
+    end_with_parent(os.getppid())
     _worker_tokenizer = Tokenizer(*tokenizer)
 
 
@@ -155,9 +154,10 @@ def _encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Pieces, b
     if workers == 1:
         yield lambda pieces, starts: lambda: encode_pieces(tokenizer, pieces, starts)
         return
-    context = get_context("fork" if sys.platform == "linux" and "fork" in get_all_start_methods() else "spawn")
-    arguments = (os.getpid(), *tokenizer.__reduce__()[1])
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["train.shards"])  # what takes seconds is imported once
+    with ProcessPoolExecutor(workers, context, _start_worker, tokenizer.__reduce__()[1]) as pool:
 
         def submit(pieces: Pieces, starts: bool) -> Callable[[], np.ndarray]:
             future: Future = pool.submit(_encode_in_worker, pieces, starts)

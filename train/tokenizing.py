@@ -5,6 +5,7 @@ corpus, so that of many runs only one tokenises a text at a time, and ends with 
 killed, it is started again and goes on after the last shard that was ready (see train/shards.py).
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -56,19 +57,19 @@ class SourceChoice:
 
 
 class Tokenizing:
-    """The process that tokenises a source into a corpus; nothing is started where the corpus is complete or small.
-
-    Raises ValueError, at once or by `check`, for text that the source or the tokenizer refuses.
+    """The process that tokenises a source into a corpus. Where the corpus is complete nothing is started, and a small
+    source is tokenised by the first `check`.
     """
 
     def __init__(self, choice: SourceChoice, source: Source, tokenizer: Tokenizer, cache_dir: Path, workers: int = 1):
         self.folder = corpus_folder(source, tokenizer, cache_dir)
         self.process: subprocess.Popen | None = None
         self.restarts, self._shards = 0, self._size()
+        self._at_once: Callable[[], object] | None = None
         if self.complete:
             return
         if source.facts.get("bytes", IN_PROCESS_BYTES) < IN_PROCESS_BYTES:
-            prepare(source, tokenizer, cache_dir, quiet=True)
+            self._at_once = lambda: prepare(source, tokenizer, cache_dir, quiet=True)
             return
         pinned = {**asdict(choice), "revision": source.facts.get("revision", choice.revision)}
         if source.kind != "hub":
@@ -101,7 +102,11 @@ class Tokenizing:
             )  # fmt: skip
 
     def check(self) -> None:
-        """Starts the process again where it was killed. Raises ValueError where that does not help."""
+        """Starts the process again where it was killed. Raises ValueError where that does not help, and for text that
+        the source or the tokenizer refuses."""
+        if self._at_once is not None:
+            at_once, self._at_once = self._at_once, None
+            at_once()
         if self.process is None or (status := self.process.poll()) is None or self.complete:
             return
         said = self.process.stdout.read().strip()
@@ -142,7 +147,7 @@ def wait_for(
         try:
             for one in tokenizing:
                 one.check()
-        except ValueError as failed:
+        except (ValueError, OSError) as failed:
             error = failed
         n_ready, n_stop, n_failed, world = _summed([ready(), stop(), error is not None, True])
         if error is not None:
@@ -177,7 +182,8 @@ def main() -> int:
             raise ValueError(f"{source.name} has changed since the run began")
         prepare(source, tokenizer, job["cache_dir"], quiet=True, workers=job["workers"])
     except (ValueError, OSError) as error:
-        print(error, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            print(error, flush=True)
         return REFUSED
     return 0
 

@@ -179,7 +179,7 @@ class Trainer:
             return True
         try:
             return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
-        except ValueError:  # the text cannot be read any further: what was learned from it so far is kept
+        except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
             self.save()
             raise
 
