@@ -75,7 +75,7 @@ def _open_zst(path: Path, mode: str) -> BinaryIO:
     with pyarrow.OSFile(str(path)) as file:
         if file.read(4) != b"\x28\xb5\x2f\xfd":
             raise OSError("Not a zstandard file")
-    return pyarrow.input_stream(str(path), compression="zstd")
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK_BYTES)  # reads lines, too
 
 
 UNPACKERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
@@ -163,6 +163,8 @@ def _decoded(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offse
         if encoding == UTF_8:
             raise not_utf8(path, at, error.object[max(0, error.start - 100) : error.start + 100]) from error
         raise SourceError(f"{path} is not {encoding} text: invalid bytes at offset {at}") from error
+    except UnicodeError as error:  # UTF-16 without a mark of its byte order
+        raise SourceError(f"{path} is not {encoding} text: {error}") from error
 
 
 def looks_wrong(path: Path, n_bytes: int = 2**16) -> str | None:

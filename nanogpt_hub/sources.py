@@ -10,7 +10,6 @@ a file is dropped. What a first look can tell (a missing file, a misspelt column
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -363,10 +362,11 @@ def _open_hub(name: str, column: str, config: str, split: str, revision: str) ->
     found = _hub_facts(name, revision)
     revision = found.get("revision", revision)
     rows = _load_hub(name, config, split, revision, online=bool(found))
+    begin = rows.state_dict() if hasattr(rows, "state_dict") else None
     facts = {"config": config, "split": split, "revision": revision, **found}
     facts = {key: value for key, value in facts.items() if value}
     fingerprint = _digest("hub", name, config, split, revision, column)
-    return Source("hub", name, fingerprint, partial(_read_hub, rows, name, column), facts)
+    return Source("hub", name, fingerprint, partial(_read_hub, rows, begin, name, column), facts)
 
 
 def _hub_facts(name: str, revision: str) -> dict:
@@ -421,12 +421,10 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
         ) from error
 
 
-def _read_hub(rows, name: str, column: str, reading: Reading) -> Chunks:
-    """The texts; from `reading.start` on, by the position that the datasets library itself keeps of a stream."""
-    rows, first = copy.copy(rows), 0  # a position that is loaded stays with the object
-    if reading.start:
-        first = reading.start["rows"]
-        rows.load_state_dict(reading.start["state"])
+def _read_hub(rows, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
+    """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream. begin: its
+    position before the first row; None for a table in the local cache, which has none and is read over instead."""
+    first = reading.start["rows"] if reading.start else 0
     number = first
 
     def located() -> Iterator[tuple[str, dict]]:
@@ -434,7 +432,8 @@ def _read_hub(rows, name: str, column: str, reading: Reading) -> Chunks:
         for number, row in enumerate(rows, first + 1):
             yield f"the Hub dataset {name}, row {number}", row
 
-    if hasattr(rows, "load_state_dict"):  # a stream; a table in the local cache is read over instead
+    if begin is not None:  # a position that is loaded stays with the object, so the beginning has to be loaded as well
+        rows.load_state_dict(reading.start["state"] if reading.start else begin)
         reading.mark = lambda: {"rows": number, "state": rows.state_dict()}
     with _hub_errors(name):
         yield from texts_of(located(), column, reading)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,31 @@ def test_tokenising_goes_on_from_any_shard_to_the_same_bytes(small, short_pieces
             file.write(b'{"tokens": 50, "max')  # killed in the middle of a line
         assert prepare(source, tokenizer, tmp_path / "cache", quiet=True).complete
         assert contents(corpus.folder) == expected
+
+
+def test_a_source_that_keeps_its_own_position_is_not_read_over(small, short_pieces, rows, tmp_path):
+    plain, begun = open_source(str(rows), max_bad_rows=10), []
+    texts = list(plain.documents())
+
+    def read(reading):
+        begun.append(reading.start)
+        first = reading.start["next"] if reading.start else 0
+        at = first
+        reading.mark = lambda: {"next": at + 1}
+        for at in range(first, len(texts)):
+            yield texts[at], True
+
+    source, tokenizer = replace(plain, read=read), build_tokenizer("byte", [])
+    corpus = prepare(source, tokenizer, tmp_path / "cache", quiet=True)
+    expected, n = contents(corpus.folder), len(corpus.shards)
+    for n_shards in range(n + 1):
+        cut(corpus.folder, n_shards)
+        prepare(source, tokenizer, tmp_path / "cache", quiet=True)
+        assert contents(corpus.folder) == expected
+    assert begun[1] is None
+    assert begun[-1]["next"] > 40
+    other = prepare(plain, tokenizer, tmp_path / "other", quiet=True)
+    assert other.tokens().read(0, len(other)).tolist() == corpus.tokens().read(0, len(corpus)).tolist()
 
 
 def test_any_number_of_workers_writes_the_same_bytes(small, short_pieces, rows, tmp_path):
