@@ -6,6 +6,8 @@ them. Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a w
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import io
 import json
 import math
@@ -361,6 +363,25 @@ def field_of(text: str) -> tuple[str, object]:
 # ---- import ----
 
 
+def add_prepare(commands) -> None:
+    text = "Tokenises the text of a run ahead of it: CONFIG.yaml [--workers N] [--option value ...], as for training."
+    # Every word is the trainer's, options too: with a prefix that nobody types none of them is taken for ours.
+    parser = commands.add_parser("prepare", help=text, description=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """The library does not know the trainer; the command hands over to it where it is installed."""
+    if importlib.util.find_spec("train") is None or importlib.util.find_spec("train.prepare") is None:
+        raise ValueError(
+            "prepare belongs to the trainer, which is not installed here; run it in a checkout of nanogpt_hub"
+        )
+    status = importlib.import_module("train.prepare").main(args.arguments)
+    if status:
+        raise SystemExit(status)
+
+
 def add_import(commands) -> None:
     parser = add_command(commands, "import", import_nanogpt, "Makes a model folder of a checkpoint that nanoGPT wrote.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="nanoGPT's ckpt.pt")
@@ -502,7 +523,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_core, add_sizes, add_import, add_push, add_space):
+    for add in (add_generate, add_eval, add_info, add_core, add_sizes, add_prepare, add_import, add_push, add_space):
         add(commands)
     return parser
 

@@ -15,7 +15,8 @@ ROOMS = {
     "model": set(),
     "tokenizer": set(),
     "files": set(),
-    "sources": {"files"},
+    "formats": set(),
+    "sources": {"files", "formats"},
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
@@ -26,6 +27,8 @@ ROOMS = {
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
+    "mixture": {"sources", "formats"},
+    "duplicates": {"sources", "formats"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
     "hub.readme": set(),
     "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
@@ -109,7 +112,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "sources"):
+    for room in ("tokenizer", "formats", "sources"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

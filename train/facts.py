@@ -98,7 +98,7 @@ def progress_facts(trainer) -> RunFacts:
         training["changes"] = trainer.changes
     facts: RunFacts = {
         "training": training,
-        "data": {"epochs": data.batches.epochs(p.step, trainer.config.batch_size)},
+        "data": data.progress(p.step, trainer.config.batch_size),
         "evaluation": {
             "step": p.evaluated_step,
             "val_loss": p.last_loss,

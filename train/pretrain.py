@@ -15,8 +15,9 @@ from jsonargparse import Namespace
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 from train.config import TrainConfig, make_parser
+from train.loading import cached_tokenizer
 from train.plan import check_fits
-from train.run import Start, cached_tokenizer
+from train.run import Start
 from train.run import main as run_main
 
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib.util
-import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,26 +15,23 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
-from nanogpt_hub.evaluate import token_lengths
-from nanogpt_hub.files import replacing, write_atomic
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.publish import fetch_state
-from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.sources import Source, cache_root, open_source
-from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
+from nanogpt_hub.sources import Source
+from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, parse
-from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
+from train.data import Data
 from train.facts import change_line, command_line, flat, lasting_facts
 from train.folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
 from train.hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
+from train.loading import load_data, open_source_of
 from train.plan import check_disk, memory_line
-from train.report import EVEN, METRICS, UNIGRAM, baseline_lines, describe_loss, size_warning
-from train.rows import RowSource, load_rows, open_rows_of
+from train.report import METRICS, baseline_lines, describe_loss, size_warning
 from train.sharing import Sharing
 from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from train.tokenizing import wait_for
 from train.trainer import Trainer
-
-TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
 
 
 class Start(NamedTuple):
@@ -115,20 +110,19 @@ def run(
     say = processes.print
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
-    with processes.main_process_first():  # the others find the tokenizer and the shards in the cache
-        gpt, tokenizer, base = make_start(config, parsed, source)
-        data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
-    accelerator, device_line = make_accelerator(config, gpt.config)
-    command = command_line(parser.prog, argv)
-    facts = lasting_facts(config, command, data, tokenizer, base)
-    trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
-    if state is not None:
-        trainer.resume(state)
-    for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
-        say(line)
-    for line in resume_lines(trainer, state):
-        say(line)
-    closing = [*(train(trainer, parsed, parser, lock, state) if not trainer.finished else finished_lines(trainer))]
+    gpt, tokenizer, base = make_start(config, parsed, source)
+    data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
+    with contextlib.closing(data):
+        accelerator, device_line = make_accelerator(config, gpt.config)
+        facts = lasting_facts(config, command_line(parser.prog, argv), data, tokenizer, base)
+        trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
+        if state is not None:
+            trainer.resume(state)
+        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
+            say(line)
+        for line in resume_lines(trainer, state):
+            say(line)
+        closing = [*(train(trainer, parsed, parser, lock, state) if not trainer.finished else finished_lines(trainer))]
     for line in (*closing, *(sharing.finish() if sharing else [])):
         say(line)
     return 0
@@ -141,7 +135,8 @@ def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: Run
         with disk_errors(trainer.out, trainer.save_bytes):
             lock.claim()
             prepare_folder(trainer, parsed, parser, fresh=state is None)
-    accelerator.wait_for_everyone()
+    batches, step = trainer.data.batches, trainer.progress.step
+    wait_for(lambda: batches.ready(step, trainer.config.batch_size), trainer.data.tokenizing)
     accelerator.init_trackers("nanogpt_hub", config=flat(asdict(trainer.config)))
     trainer.fit()
     accelerator.end_training()
@@ -212,70 +207,6 @@ def make_accelerator(config: TrainConfig, shape: GPTConfig) -> tuple[Accelerator
     return accelerator, f"device: {device_name(device)}{processes}; precision {precision}: {reason}"
 
 
-def open_source_of(config: TrainConfig) -> Source | RowSource:
-    d = config.data
-    if d.format != "text":
-        return open_rows_of(d)
-    return open_source(d.source, text_column=d.text_column, config=d.config, split=d.split, revision=d.revision)
-
-
-def open_validation_of(config: TrainConfig) -> Source | None:
-    """The validation text, where it is not the last part of the training text."""
-    d = config.data
-    if not (d.val_source or d.val_split):
-        return None
-    split = d.val_split or d.split
-    return open_source(
-        d.val_source or d.source, text_column=d.text_column, config=d.config, split=split, revision=d.revision
-    )
-
-
-def cache_folder(config: TrainConfig) -> Path:
-    return Path(config.data.cache_dir) if config.data.cache_dir else cache_root() / "tokens"
-
-
-def cached_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the config asks for; one that has to be learned from the text is learned once and kept."""
-    spec = config.data.tokenizer
-    if "/" in spec and not Path(spec).expanduser().exists():
-        spec = str(resolve(spec, files=TOKENIZER_FILES).folder)
-    if spec != "char" and not spec.startswith("bpe:"):
-        return build_tokenizer(spec, source.texts)
-    folder = cache_folder(config) / "tokenizers" / f"{source.fingerprint[:24]}-{spec.replace(':', '')}"
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
-    tokenizer = build_tokenizer(spec, source.texts)
-    with contextlib.suppress(OSError), replacing(folder) as aside:  # another process was faster: it is there already
-        tokenizer.save(aside)
-    return tokenizer
-
-
-def load_data(
-    config: TrainConfig, source: Source | RowSource, tokenizer: Tokenizer, gpt: GPT, quiet: bool
-) -> tuple[Data, list[str]]:
-    """Batches and what every evaluation reads, for a model, and lines that describe them."""
-    block_size, vocab_size = gpt.config.block_size, tokenizer.vocab_size
-    if isinstance(source, RowSource):
-        return load_rows(config, source, tokenizer, block_size, quiet)
-    corpus = prepare(source, tokenizer, cache_folder(config), quiet)
-    corpus.check_vocab(gpt.config.vocab_size)
-    apart = open_validation_of(config)
-    if apart is None:
-        train, val = corpus.split(config.data.val_fraction, block_size)
-    else:
-        train, val = corpus.tokens(), prepare(apart, tokenizer, cache_folder(config), quiet).tokens()
-    windows = EvalWindows(val, block_size, config.eval.max_windows)
-    unigram = unigram_loss(train, val, vocab_size)
-    data = Data(
-        batches=Batches(train, block_size, config.seed),
-        val=windows.read(),
-        bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
-        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram},
-        facts={"source": corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
-    )
-    return data, summary(corpus, train, val, tokenizer)
-
-
 def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
@@ -294,7 +225,8 @@ def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     if config.lora.rank:
         share = trained / gpt.num_params()
         lines.append(f"LoRA: adapters of rank {config.lora.rank}; {trained:,} parameters are trained ({share:.2%})")
-    warning = size_warning(trained, data.facts["train_tokens"])
+    tokens = data.facts.get("train_tokens")  # unknown while a long text is tokenised
+    warning = size_warning(trained, tokens) if tokens is not None else None
     return [*lines, warning] if warning else lines
 
 
@@ -304,10 +236,12 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
     tokens = config.max_steps * config.batch_size * gpt.config.block_size
     at_most = "at most " if config.data.format != "text" else ""  # rows are padded as far as their batch needs
     accumulation = config.batch_size // (trainer.micro * trainer.world)
+    known = data.batches.epochs(config.max_steps, config.batch_size)
+    epochs = "epochs not known yet" if known is None else f"{known:.2f} epochs"
     return [
         f"plan: {config.max_steps:,} steps of {config.batch_size} x {at_most}{gpt.config.block_size} tokens "
         f"({accumulation} x {trainer.micro} a process), {at_most}{tokens:,} in all, "
-        f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
+        f"{epochs}; {config.optim.name}",
         memory_line(trainer.bytes_needed, trainer.device.type),
         *([] if trainer.finished else [check_disk(trainer.out, gpt, trainer.save_bytes, trainer.progress.step == 0)]),
         *baseline_lines(data.baselines, data.bytes_per_token),

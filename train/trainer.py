@@ -55,6 +55,7 @@ from train.plan import bytes_needed, micro_batch_size, save_bytes
 from train.report import METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
 from train.sharing import Sharing
 from train.state import COUNTERS, StateError, load_tensors, save_state
+from train.tokenizing import wait_for
 
 
 @dataclass
@@ -195,7 +196,7 @@ class Trainer:
                     break
                 if save:
                     self.save()
-                ended = self._one_step(bar)
+                ended = self._one_step(bar) if self._wait_for_data(interrupt) else "interrupted"
             self.save()
         return ended
 
@@ -206,6 +207,17 @@ class Trainer:
         if self.progress.step >= self.config.max_steps:
             return "--max_steps"
         return "--eval.patience" if 0 < patience <= self.progress.stale else ""
+
+    def _wait_for_data(self, interrupt: Interrupt) -> bool:
+        """Waits, where the next step needs tokens that are not ready yet; False when the run shall end instead."""
+        batches, step, B = self.data.batches, self.progress.step, self.config.batch_size
+        if not batches.needs_more(step, B):
+            return True
+        try:
+            return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
+        except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
+            self.save()
+            raise
 
     def _one_step(self, bar: tqdm) -> str:
         """A training step with what follows it: log line, evaluation, patience."""
@@ -352,7 +364,8 @@ class Trainer:
         p = self.progress
         p.seconds = time.perf_counter() - self.started
         row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3), **row}
-        row["epochs"] = self.data.batches.epochs(p.step, self.config.batch_size)
+        epochs = self.data.batches.epochs(p.step, self.config.batch_size)
+        row |= {} if epochs is None else {"epochs": epochs}
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=p.step)
         if not self.accelerator.is_main_process:
@@ -369,7 +382,8 @@ class Trainer:
         line = f"step {row['step']:>6}  val loss {row['val_loss']:.4f} ({quality})"
         if "train_loss" in row:
             gap = row["val_loss"] - row["train_loss"]
-            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}  epoch {row['epochs']:.2f}"
+            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}"
+            line += f"  epoch {row['epochs']:.2f}" if "epochs" in row else ""
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
         if self.config.eval.sample_tokens:
             line += "\n    | " + (self.prompt + self.sample)[:240].replace("\n", "\n    | ")
@@ -566,8 +580,7 @@ def fixed_settings(trainer: Trainer) -> dict:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
-        "data": trainer.data.facts["source"]["name"],
-        "train_tokens": trainer.data.facts["train_tokens"],
+        **trainer.data.identity,
         "tokenizer": trainer.tokenizer.hash[:16],
         "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
     }
