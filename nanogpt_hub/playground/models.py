@@ -1,10 +1,10 @@
 """The models that a process of many visitors holds: found by name within rules, fetched once, kept while there is room.
 
-    shelf = Shelf("user/name")
-    place = shelf.find("user/name", "step-000500")      # resolved to a commit; a LimitError where that is not allowed
-    loaded = shelf.load(place)                          # loaded.model, loaded.tokenizer, shared by all
+    models = ModelStore("user/name")
+    place = models.find("user/name", "step-000500")     # resolved to a commit; a LimitError where that is not allowed
+    loaded = models.load(place)                         # loaded.model, loaded.tokenizer, shared by all
 
-`Limits` are the house rules. They hold in the functions here and in playground.py, whoever calls.
+`Limits` say what one request may ask for. They hold in the functions here and in session.py, whoever calls.
 """
 
 import fnmatch
@@ -86,7 +86,7 @@ class Loaded:
     defaults: SamplingConfig
     n_bytes: int
     notes: dict = field(default_factory=dict)  # results that are asked for again and again, by what was asked
-    int8: GPT | None = None  # its copy for `Shelf.load_int8`, made under the lock
+    int8: GPT | None = None  # its copy for `ModelStore.load_int8`, made under the lock
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -142,7 +142,7 @@ class ModelCache:
 # ---- by name ---------------------------------------------------------------------------------------------------------
 
 
-class Shelf:
+class ModelStore:
     """Finds and holds models for all visitors of a process."""
 
     def __init__(

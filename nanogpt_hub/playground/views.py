@@ -9,15 +9,9 @@ from torch import Tensor
 
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
 from nanogpt_hub.runs import CURVES, Run
+from nanogpt_hub.sampling import SAMPLERS
 
-STAGES = {
-    "model": "the model's probability",
-    "repetition_penalty": "after repetition penalty",
-    "temperature": "after temperature",
-    "top_k": "after top-k",
-    "top_p": "after top-p",
-    "min_p": "after min-p",
-}
+STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
 PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`)", re.DOTALL)
 
@@ -83,7 +77,7 @@ def surprise_view(result: Surprise) -> dict:
     return {"run": str(hash((result.text, result.total_bits))), "tokens": tokens}
 
 
-def surprise_says(result: Surprise) -> str:
+def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
     worst = sorted(result.tokens[1:], key=lambda token: -token.bits)[:3]
     where = ", ".join(f"`{escape(token.piece.text)}` ({token.bits:.1f} bits)" for token in worst)
@@ -112,7 +106,7 @@ def divergence_view(result: Divergence, names: tuple[str, str]) -> dict:
     return {"columns": ["next token", *names], "rows": rows}
 
 
-def divergence_says(result: Divergence) -> str:
+def divergence_note(result: Divergence) -> str:
     return (
         f"After the prompt the two are **{result.js:.3f} bits** apart (Jensen-Shannon: 0 if they expect the same, 1 if "
         f"they have nothing in common). Who expects B and reads what A writes wastes {result.kl_ab:.3f} bits a token, "
@@ -140,7 +134,7 @@ def spacing(steps: Sequence[int]) -> int:
     return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
 
 
-def step_says(run: Run, step: int, known: bool) -> str:
+def step_note(run: Run, step: int, known: bool) -> str:
     """What was measured at a kept step, in a line; `known` says whether its weights can be loaded."""
     row = run.at(step)
     parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]

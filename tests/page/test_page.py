@@ -7,8 +7,10 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import HOSTILE, files_of, import_app, make_model
+from helpers import HOSTILE, files_of, make_model
 
+from nanogpt_hub.page.layout import create_page, serve
+from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.playground.session import Playground
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -49,9 +51,8 @@ def served_run(tmp_path_factory):
     (run / "config.yaml").write_text("max_steps: 2000\n", encoding="utf-8")
     picture = "![p](http://198.51.100.1/x.png)"
     (folder / "README.md").write_text(f"# The card\n{HOSTILE} {picture}\n", encoding="utf-8")
-    app = import_app()
-    blocks = app.create_app(Playground(str(folder), run.parent))
-    _, url, _ = app.launch(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    blocks = create_page(Playground(ModelStore(str(folder), run.parent)))
+    _, url, _ = serve(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield url, run
     blocks.close()
 
@@ -136,8 +137,8 @@ def test_write_click_a_token_and_open_the_link_again(page):
 
 
 def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
-    asked, original = [], Playground.load_int8
-    monkeypatch.setattr(Playground, "load_int8", lambda *args: (asked.append(args), original(*args))[1])
+    asked, original = [], ModelStore.load_int8
+    monkeypatch.setattr(ModelStore, "load_int8", lambda *args: (asked.append(args), original(*args))[1])
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Weights of 8 bits").check()
     set_slider(page, "#tokens", 61)
@@ -156,7 +157,7 @@ def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
     page.get_by_text("More", exact=True).click()
     playwright.expect(page.get_by_label("Weights of 8 bits")).to_be_checked()
     page.goto(f"{served}?int8=abc")
-    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc' in this link")
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc'")
 
 
 def test_stop_in_the_middle(page, monkeypatch):

@@ -13,8 +13,10 @@ from nanogpt_hub.checkpoint import CheckpointError, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
-from nanogpt_hub.playground.models import LimitError, Limits, ModelCache
-from nanogpt_hub.playground.session import Playground, explain
+from nanogpt_hub.playground import facts
+from nanogpt_hub.playground.links import link, snippet
+from nanogpt_hub.playground.models import LimitError, Limits, ModelCache, ModelStore
+from nanogpt_hub.playground.session import Playground, user_message
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     attention_view,
@@ -34,12 +36,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def playground(folder):
-    return Playground(str(folder))
+    return Playground(ModelStore(str(folder)))
 
 
 @pytest.fixture
 def place(playground):
-    return playground.find()
+    return playground.models.find()
 
 
 def write(playground, place, prompt="To be", **asked):
@@ -72,7 +74,7 @@ def test_limits_hold_for_every_text(playground, place):
         lambda: playground.score(place, long),
         lambda: playground.cut(place, long),
         lambda: playground.divergence(place, place, "T" * 2001),
-        lambda: playground.find("a/" + "b" * 600),
+        lambda: playground.models.find("a/" + "b" * 600),
     ):
         with pytest.raises(LimitError, match="at most"):
             call()
@@ -91,9 +93,9 @@ def test_variables_set_limits(monkeypatch):
 
 def test_visitors_see_only_the_folders_they_may(folder, tmp_path, monkeypatch):
     run = make_model(tmp_path / "runs" / "mine" / "best")
-    shelf = Playground(str(folder), tmp_path / "runs")
-    assert shelf.find(str(run)).folder == run
-    assert shelf.find("").folder == folder
+    models = ModelStore(str(folder), tmp_path / "runs")
+    assert models.find(str(run)).folder == run
+    assert models.find("").folder == folder
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "secret" / "model")
     for name in (
@@ -102,18 +104,18 @@ def test_visitors_see_only_the_folders_they_may(folder, tmp_path, monkeypatch):
         str(tmp_path / "runs" / ".." / "secret" / "model"),
     ):
         with pytest.raises((LimitError, HubError)):
-            shelf.find(name)
-    assert Playground(str(folder), any_folder=True).find("secret/model").folder.name == "model"
+            models.find(name)
+    assert ModelStore(str(folder), any_folder=True).find("secret/model").folder.name == "model"
 
 
 def test_names_are_allowed_by_pattern(folder, hub):
     hub.add_repo("alice/tiny", files_of(folder))
     hub.add_repo("bob/tiny", files_of(folder))
-    shelf = Playground("bob/tiny", allowed=["alice/*"])
-    assert shelf.find("alice/tiny").sha == hub.repo("alice/tiny").branches["main"]
-    assert shelf.find().repo_id == "bob/tiny", "the default is always allowed"
+    models = ModelStore("bob/tiny", allowed=["alice/*"])
+    assert models.find("alice/tiny").sha == hub.repo("alice/tiny").branches["main"]
+    assert models.find().repo_id == "bob/tiny", "the default is always allowed"
     with pytest.raises(LimitError, match="not among the models allowed"):
-        shelf.find("carol/tiny")
+        models.find("carol/tiny")
 
 
 def test_a_revision_is_a_commit_and_the_hub_is_asked_once_a_minute(folder, hub):
@@ -121,13 +123,13 @@ def test_a_revision_is_a_commit_and_the_hub_is_asked_once_a_minute(folder, hub):
     first = repo.branches["main"]
     repo.tags["step-000500"] = first
     repo.put({"README.md": b"# new"})
-    shelf = Playground("alice/tiny")
-    assert shelf.find("alice/tiny", "step-000500").sha == shelf.find("alice/tiny@step-000500").sha == first
-    assert shelf.find().sha == repo.branches["main"] != first
+    models = ModelStore("alice/tiny")
+    assert models.find("alice/tiny", "step-000500").sha == models.find("alice/tiny@step-000500").sha == first
+    assert models.find().sha == repo.branches["main"] != first
     asked = len(hub.requests)
-    shelf.find()
+    models.find()
     assert len(hub.requests) == asked
-    assert shelf.revisions(shelf.find()) == ["main", "step-000500"]
+    assert models.revisions(models.find()) == ["main", "step-000500"]
 
 
 def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
@@ -135,16 +137,16 @@ def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
     hub.add_user("bob", "hf_bob")
     hub.add_repo("alice/diary", files_of(folder), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")  # the Space's owner is signed in; visitors must not profit
-    shelf = Playground(str(folder), on_space=True)
-    mine = shelf.find("alice/diary", token="hf_alice")
-    assert shelf.load(mine).place == mine
+    models = ModelStore(str(folder), on_space=True)
+    mine = models.find("alice/diary", token="hf_alice")
+    assert models.load(mine).place == mine
     for token in (None, "hf_bob"):
         with pytest.raises(HubError) as caught:
-            shelf.find("alice/diary", token=token)
-        assert "no such model" in explain(caught.value, shelf)
+            models.find("alice/diary", token=token)
+        assert "no such model" in user_message(caught.value, models)
     hub.fail("GET", "alice/diary", times=9, status=503)
     with pytest.raises(HubError):
-        shelf.find("alice/diary")  # the Hub is down: what alice fetched must not come out of a cache
+        models.find("alice/diary")  # the Hub is down: what alice fetched must not come out of a cache
 
 
 def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch):
@@ -152,10 +154,10 @@ def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch)
     for name in ("shown", "other"):
         hub.add_repo(f"alice/{name}", files_of(folder), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
-    shelf = Playground("alice/shown@main", on_space=True)
-    assert shelf.revisions(shelf.find()) == ["main"]
+    models = ModelStore("alice/shown@main", on_space=True)
+    assert models.revisions(models.find()) == ["main"]
     with pytest.raises(HubError):
-        shelf.find("alice/other")
+        models.find("alice/other")
 
 
 def test_repos_that_are_no_models_of_ours(folder, hub):
@@ -164,15 +166,15 @@ def test_repos_that_are_no_models_of_ours(folder, hub):
     hub.add_repo("a/data", {"data.csv": b"1"})
     hub.add_repo("a/pickle", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
     hub.add_repo("a/large", {**files, "model.safetensors": bytes(3000)})
-    shelf = Playground(str(folder), on_space=True, limits=Limits(model_bytes=20_000))
+    models = ModelStore(str(folder), on_space=True, limits=Limits(model_bytes=20_000))
     for name, sentence in (
         ("a/gated", "gated"), ("a/data", "no config.json"), ("a/pickle", "never read"), ("a/none", "no such model"),
         ("no name!", "name on the Hub"), ("a/large", "no complete|announces|safetensors"),
     ):  # fmt: skip
         with pytest.raises((HubError, CheckpointError)) as caught:
-            shelf.load(shelf.find(name))
-        assert any(part in explain(caught.value, shelf) for part in sentence.split("|")), caught.value
-    small = Playground(str(folder), limits=Limits(model_bytes=100))
+            models.load(models.find(name))
+        assert any(part in user_message(caught.value, models) for part in sentence.split("|")), caught.value
+    small = ModelStore(str(folder), limits=Limits(model_bytes=100))
     with pytest.raises(HubError, match="at most 100 are fetched"):
         small.find("a/large")
     assert not hub.asked("GET", "/cdn/") or "large" not in hub.asked("GET", "/cdn/")[0].path
@@ -183,18 +185,18 @@ def test_repos_that_are_no_models_of_ours(folder, hub):
 
 def test_cache_forgets_the_model_used_longest_ago(tmp_path, playground):
     folders = [make_model(tmp_path / str(n), seed=n) for n in range(3)]
-    n_bytes = playground.load(playground.find()).n_bytes
-    shelf = Playground(str(folders[0]), any_folder=True, limits=Limits(cache_bytes=int(2.5 * n_bytes)))
-    a, b, c = (shelf.find(str(folder)) for folder in folders)
-    first = shelf.load(a)
-    shelf.load(b)
-    assert shelf.load(a) is first
-    shelf.load(c)
-    assert shelf.load(a) is first, "b was used longer ago"
-    assert len(shelf.cache) == 2
-    assert shelf.cache.n_bytes <= shelf.limits.cache_bytes
+    n_bytes = playground.models.load(playground.models.find()).n_bytes
+    models = ModelStore(str(folders[0]), any_folder=True, limits=Limits(cache_bytes=int(2.5 * n_bytes)))
+    a, b, c = (models.find(str(folder)) for folder in folders)
+    first = models.load(a)
+    models.load(b)
+    assert models.load(a) is first
+    models.load(c)
+    assert models.load(a) is first, "b was used longer ago"
+    assert len(models.cache) == 2
+    assert models.cache.n_bytes <= models.limits.cache_bytes
     save_model(folders[0], first.model, first.tokenizer)
-    assert shelf.load(a) is not first, "a run wrote the folder again"
+    assert models.load(a) is not first, "a run wrote the folder again"
 
 
 def test_all_who_wait_share_one_load():
@@ -224,12 +226,12 @@ def test_the_copy_of_8_bits_is_made_once_and_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nanogpt_hub.playground.models.quantize_int8", slowly)
     folders = [make_model(tmp_path / str(n), seed=n) for n in range(2)]
-    shelf = Playground(str(folders[0]), any_folder=True)
-    a, b = (shelf.find(str(folder)) for folder in folders)
-    other, loaded = shelf.load(a), shelf.load(b)
+    models = ModelStore(str(folders[0]), any_folder=True)
+    a, b = (models.find(str(folder)) for folder in folders)
+    other, loaded = models.load(a), models.load(b)
     plain = loaded.n_bytes
-    shelf.cache.max_bytes = shelf.cache.n_bytes + 100
-    threads = [threading.Thread(target=lambda: copies.append(shelf.load_int8(b))) for _ in range(8)]
+    models.cache.max_bytes = models.cache.n_bytes + 100
+    threads = [threading.Thread(target=lambda: copies.append(models.load_int8(b))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,18 +239,18 @@ def test_the_copy_of_8_bits_is_made_once_and_counts(tmp_path, monkeypatch):
     assert made == [loaded.model]
     assert len(set(map(id, copies))) == 1
     assert plain < loaded.n_bytes < plain * 1.5
-    assert shelf.cache.n_bytes == loaded.n_bytes, "the other model made room"
-    assert shelf.load(b) is loaded
-    assert shelf.load(a) is not other
+    assert models.cache.n_bytes == loaded.n_bytes, "the other model made room"
+    assert models.load(b) is loaded
+    assert models.load(a) is not other
 
 
 def test_a_load_that_fails_leaves_the_others(playground, place, tmp_path):
-    loaded = playground.load(place)
+    loaded = playground.models.load(place)
     broken = make_model(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(CheckpointError):
-        playground.load(Resolved(broken))
-    assert playground.load(place) is loaded
+        playground.models.load(Resolved(broken))
+    assert playground.models.load(place) is loaded
 
 
 # ---- writing ----
@@ -256,7 +258,7 @@ def test_a_load_that_fails_leaves_the_others(playground, place, tmp_path):
 
 def test_writing_is_what_generate_gives(playground, place):
     last = write(playground, place)[-1]
-    loaded = playground.load(place)
+    loaded = playground.models.load(place)
     same = generate(loaded.model, loaded.tokenizer, "To be", playground.settings(place, max_new_tokens=20, seed=3))
     assert last.text == same.text
     assert last.finish == "length"
@@ -267,7 +269,7 @@ def test_writing_is_what_generate_gives(playground, place):
 
 
 def test_weights_of_8_bits_write_what_generate_gives(playground, place):
-    loaded, config = playground.load(place), playground.settings(place, max_new_tokens=20, seed=3)
+    loaded, config = playground.models.load(place), playground.settings(place, max_new_tokens=20, seed=3)
     *_, last = playground.write(place, "To be", config, int8=True)
     ids, small = loaded.tokenizer.encode("To be"), quantize_int8(loaded.model)
     assert last.tokens == tuple(stream_tokens(small, loaded.tokenizer, [ids], config, alternatives=8))
@@ -280,7 +282,7 @@ def test_weights_of_8_bits_write_what_generate_gives(playground, place):
 def test_weights_of_8_bits_stay_on_the_cpu(playground, place, folder, monkeypatch):
     """Whatever the device is, and though a GPU could be borrowed."""
     monkeypatch.setattr("nanogpt_hub.playground.session.SMALL_MODEL", 0)
-    elsewhere = Playground(str(folder), device="meta", borrow=lambda function: pytest.fail)
+    elsewhere = Playground(ModelStore(str(folder), device="meta"), gpu=lambda function: pytest.fail)
     config = playground.settings(place, max_new_tokens=20, seed=3)
     *_, there = elsewhere.write(place, "To be", config, int8=True)
     *_, here = playground.write(place, "To be", config, int8=True)
@@ -295,8 +297,8 @@ def test_updates_are_few_and_the_last_is_complete(playground, place, monkeypatch
 
 def test_time_is_limited(playground, place, folder):
     assert playground.settings(place, max_seconds=1e9).max_seconds == 30
-    hurried = Playground(str(folder), limits=Limits(seconds=1e-9))
-    assert write(hurried, hurried.find(), max_new_tokens=50)[-1].finish == "time"
+    hurried = Playground(ModelStore(str(folder), limits=Limits(seconds=1e-9)))
+    assert write(hurried, hurried.models.find(), max_new_tokens=50)[-1].finish == "time"
 
 
 def test_closing_ends_the_work(playground, place, monkeypatch):
@@ -319,7 +321,8 @@ def test_link_and_snippet_give_the_same_again(playground, place, int8):
     config = playground.settings(place, max_new_tokens=20, top_k=5, top_p=0.9, stop="zz\nqq", seed=11)
     *_, written = playground.write(place, "be or\nnot", config, int8)
     query = {
-        name: values[0] for name, values in parse_qs(urlsplit(playground.link(written, "http://x/")).query).items()
+        name: values[0]
+        for name, values in parse_qs(urlsplit(link(playground.models, written, "http://x/")).query).items()
     }
     assert query.pop("repo") == place.folder.as_posix()
     prompt, stop = query.pop("prompt"), query.pop("stop")
@@ -328,7 +331,7 @@ def test_link_and_snippet_give_the_same_again(playground, place, int8):
     *_, same = playground.write(place, prompt, again, int8)
     assert same.tokens == written.tokens
     namespace: dict = {}
-    exec(playground.snippet(written), namespace)
+    exec(snippet(written), namespace)
     assert namespace["result"].text == written.text
     assert ("quantize_int8" in namespace) == int8
 
@@ -348,8 +351,8 @@ def test_a_large_model_writes_where_the_gpu_is(playground, folder, monkeypatch):
 
         return there
 
-    borrower = Playground(str(folder), borrow=borrow)
-    assert write(borrower, borrower.find())[-1].text == write(playground, playground.find())[-1].text
+    borrower = Playground(ModelStore(str(folder)), gpu=borrow)
+    assert write(borrower, borrower.models.find())[-1].text == write(playground, playground.models.find())[-1].text
     assert travelled
 
 
@@ -363,11 +366,11 @@ def test_comparison_marks_where_two_part(playground, place, tmp_path):
     *_, (one, two) = playground.compare(place, other, "To be", config)
     ids = [[token.id for token in writing.tokens] for writing in (one, two)]
     assert len(ids[0]) == len(ids[1]) == 12
-    mark = playground.parting(one, two)
+    mark = playground.first_difference(one, two)
     assert ids[0][:mark] == ids[1][:mark]
     assert ids[0][mark] != ids[1][mark]
     *_, (one, two) = playground.compare(place, place, "To be", config)
-    assert playground.parting(one, two) is None
+    assert playground.first_difference(one, two) is None
 
 
 # ---- views ----
@@ -399,11 +402,11 @@ def test_cards_are_made_harmless():
 
 
 def test_model_tab(playground, place, folder):
-    info = playground.info(place)
-    assert info["parameters"] == playground.load(place).model.num_params()
-    assert ["context", "32 tokens"] in playground.chips(place)
-    assert {name for name, _ in playground.files(place)} == set(files_of(folder))
-    assert sum(row["cells"][0]["v"] for row in playground.parts(place)["rows"]) == pytest.approx(1)
+    info = facts.info(playground.models, place)
+    assert info["parameters"] == playground.models.load(place).model.num_params()
+    assert ["context", "32 tokens"] in facts.chips(playground.models, place)
+    assert {name for name, _ in facts.files(place)} == set(files_of(folder))
+    assert sum(row["cells"][0]["v"] for row in facts.parts(playground.models, place)["rows"]) == pytest.approx(1)
     json.dumps(info)
 
 
@@ -443,24 +446,24 @@ def test_steps_of_a_repo_are_its_tags(folder, hub):
     samples = {f"training/samples/step-{n:06d}.txt": b"text" for n in (0, 500)}
     repo = hub.add_repo("alice/tiny", {**files_of(folder), "training/metrics.jsonl": log, **samples})
     repo.tags["step-000500"] = repo.branches["main"]
-    playground = Playground("alice/tiny")
-    place = playground.find()
+    playground = Playground(ModelStore("alice/tiny"))
+    place = playground.models.find()
     (run,) = playground.training(place)
-    names = playground.revisions(place)
+    names = playground.models.revisions(place)
     assert playground.model_at(place, run, 500, names) == ("alice/tiny", "step-000500")
     assert playground.model_at(place, run, 0, names) is None
-    assert playground.rival(place, names) == ("alice/tiny", "step-000500")
+    assert playground.comparison_candidate(place, names) == ("alice/tiny", "step-000500")
 
 
 def test_the_tiny_model_learns(tmp_path):
     run = read_run(make_tiny(tmp_path, steps=50))
     assert run.rows[-1]["train_loss"] < run.rows[0]["train_loss"] - 1
     assert list(run.samples) == [0, 50]
-    playground = Playground(str(tmp_path / "last"))
-    assert write(playground, playground.find(), "A")[-1].text
+    playground = Playground(ModelStore(str(tmp_path / "last")))
+    assert write(playground, playground.models.find(), "A")[-1].text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret/path"), KeyError("hf_token")])
 def test_unknown_errors_tell_nothing(playground, error):
-    assert "secret" not in explain(error, playground)
-    assert "hf_" not in explain(error, playground)
+    assert "secret" not in user_message(error, playground.models)
+    assert "hf_" not in user_message(error, playground.models)

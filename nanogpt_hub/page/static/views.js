@@ -226,7 +226,7 @@
   };
 
   // A gr.HTML component hands over its element and its value; it is drawn again whenever the value changes.
-  window.drawView = (name, element, props, watch) => {
+  window.drawView = (name, element, props, watch, trigger) => {
     const root = element.querySelector(".view");
     const draw = () => views[name](root, props.value || null);
     watch("value", draw);

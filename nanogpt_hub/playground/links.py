@@ -1,0 +1,113 @@
+"""Addresses and code that repeat a generation exactly: model at its commit, prompt, settings and seed.
+
+address = link(models, continuation, "https://user-demo.hf.space/")
+asked, problems = read_link({"repo": "user/name", "temperature": "0.7"})     # what such an address asks for
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from nanogpt_hub.playground.continuation import Continuation
+from nanogpt_hub.playground.models import ModelStore
+from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
+
+FIELDS = ("max_new_tokens", *SAMPLERS, "seed", "stop")  # of SamplingConfig, in the order of the page's controls
+
+
+def link(models: ModelStore, continuation: Continuation, base: str = "") -> str:
+    """An address of the page that generates the same text again.
+
+    It names every sampler: what is left out would follow the model's own defaults.
+    """
+    settings, place = continuation.settings, continuation.place
+    query: dict[str, Any] = {"repo": models.name_of(place), "rev": place.sha, "prompt": continuation.prompt}
+    query |= {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
+    query |= {each.name: each.neutral if value is None else value for each, value in values_of(settings)}
+    query |= {"stop": "\n".join(settings.stop)} if settings.stop else {}
+    query |= {"int8": 1} if continuation.int8 else {}
+    return f"{base}?{urlencode({name: value for name, value in query.items() if value not in ('', None)})}"
+
+
+def values_of(settings: SamplingConfig) -> list[tuple[Any, float | None]]:
+    """Each sampler with its value in `settings`."""
+    return [(each, getattr(settings, each.name)) for each in SAMPLERS.values()]
+
+
+def read_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The fields that an address asks for, and a sentence about each value that is not usable. Others still count."""
+    asked: dict[str, Any] = {name: query[name] for name in ("prompt", "stop") if name in query}
+    problems = []
+    for name in ("max_new_tokens", *SAMPLERS, "seed", "int8"):
+        if name not in query:
+            continue
+        try:
+            value = number(query[name])
+            if name != "int8":
+                SamplingConfig(**{name: value})
+            asked[name] = value
+        except ValueError as error:
+            problems.append(f"the link's {name} is {query[name][:40]!r} and was left out: {error}")
+    return asked, problems
+
+
+def number(text: str) -> float:
+    """A number, whole where it is. ValueError for what is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("it must be a number") from None
+    return int(value) if value.is_integer() else value
+
+
+def snippet(continuation: Continuation) -> str:
+    """The same text again, in Python."""
+    place = continuation.place
+    where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
+    also = "from nanogpt_hub.engine.int8 import quantize_int8\n" if continuation.int8 else ""
+    model = "quantize_int8(model)" if continuation.int8 else "model"
+    return (
+        f"from nanogpt_hub import from_pretrained, generate\n{also}\n"
+        f"model, tokenizer = from_pretrained({where!r})\n"
+        f"result = generate({model}, tokenizer, {continuation.prompt!r}, {arguments(continuation.settings)})\n"
+        "print(result.text)\n"
+    )
+
+
+def client_snippet(models: ModelStore, continuation: Continuation, base: str) -> str:
+    """The same text again, from this page's API."""
+    place = continuation.place
+    revision = f", revision={place.sha!r}" if place.sha else ""
+    return (
+        "from gradio_client import Client\n\n"
+        f"client = Client({base!r})\n"
+        f"result = client.predict(\n    prompt={continuation.prompt!r},\n"
+        f"    model={models.name_of(place)!r}{revision},\n"
+        f"    {arguments(continuation.settings)}{', int8=True' if continuation.int8 else ''},\n"
+        '    api_name="/generate",\n)\n'
+        'print(result["text"])\n'
+    )
+
+
+def arguments(settings: SamplingConfig) -> str:
+    """Settings as keyword arguments; samplers that are off here and by default are left out."""
+    shown: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens}
+    for each, value in values_of(settings):
+        if each.is_on(value) or each.is_on(each.default):
+            shown[each.name] = each.neutral if value is None else value
+    shown |= {"stop": list(settings.stop)} if settings.stop else {}
+    return ", ".join(f"{name}={value!r}" for name, value in {**shown, "seed": settings.seed}.items())
+
+
+def load_snippet(models: ModelStore, place: Any) -> str:
+    """How to load a model elsewhere."""
+    name, at = place.repo_id or place.folder.as_posix(), f", revision={place.sha!r}" if place.sha else ""
+    ours = f"{name}@{place.sha}" if place.sha else name
+    return (
+        "from nanogpt_hub import from_pretrained\n\n"
+        f"model, tokenizer = from_pretrained({ours!r})\n\n"
+        "# or, where its shape is one that Transformers knows\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({name!r}{at})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r}{at})\n"
+    )
