@@ -233,11 +233,8 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     _check_text(model, ids, least=1)
     with inference(model):  # `GPT.hidden` step by step; hooks would also see the passes of other threads
         idx = torch.tensor([ids], device=model.wte.weight.device)
-        x = model.wte(idx)  # (1, T, C)
-        context = Context(model.config, len(ids), idx.device, x.dtype, kv_cache=None)
-        if model.wpe is not None:
-            x = x + model.wpe(context.positions)
-        stream, maps = [model.drop(model.ln_emb(x))], []
+        x, context = _embed(model, idx)  # (1, T, C)
+        stream, maps = [x], []
         for block in model.h:
             maps.append(attention_weights(block.attn, block.ln_1(stream[-1]), context))
             stream.append(block(stream[-1], context))
@@ -245,10 +242,49 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     return Inside(tuple(ids), tuple(map(tokenizer.token_str, ids)), attention, residual)
 
 
-def attention_weights(attn: CausalSelfAttention, x: Tensor, context: Context) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Position:
+    """What the model computes at the last of T tokens: how it comes to expect the next one."""
+
+    logits: Tensor  # (V,) float32: of the next token, those without text masked
+    attention: Tensor  # (L, H, T) float32: how the last token spreads its attention in each head; sums to 1
+    depths: Tensor  # (L + 1, V) float32: probabilities of the next token, read before the first block and after each
+
+
+def look_at_end(model: GPT, tokenizer: Tokenizer, ids: Sequence[int]) -> Position:
+    """The last position of `ids`, at most block_size of them. Memory grows with T, where maps grow with its square.
+
+    Raises ValueError for ids that the model does not know, and for NaN.
+    """
+    check_ids(ids, model.config.vocab_size)
+    vocab, device = _vocab(model, tokenizer), model.wte.weight.device
+    rows, stream = [], []
+    with inference(model):
+        x, context = _embed(model, torch.tensor([list(ids)], device=device))  # (1, T, C)
+        for block in model.h:
+            stream.append(x[0, -1:])
+            rows.append(attention_weights(block.attn, block.ln_1(x), context, last=True)[0, :, 0])  # (H, T)
+            x = block(x, context)
+        stream.append(x[0, -1:])
+        logits = _logits(model, model.ln_f(stream[-1]), vocab)[0]  # (V,)
+        depths = torch.cat([_read(model, each, vocab) for each in stream])
+    return Position(logits.cpu(), torch.stack(rows).cpu(), depths.cpu())
+
+
+def _embed(model: GPT, idx: Tensor) -> tuple[Tensor, Context]:
+    """What the first block reads for idx (1, T): (1, T, C), and the context of the pass."""
+    x = model.wte(idx)
+    context = Context(model.config, idx.size(1), idx.device, x.dtype, kv_cache=None)
+    if model.wpe is not None:
+        x = x + model.wpe(context.positions)
+    return model.drop(model.ln_emb(x)), context
+
+
+def attention_weights(attn: CausalSelfAttention, x: Tensor, context: Context, last: bool = False) -> Tensor:
     """The weights (B, H, T, T), float32, with which `attn(x, context)` averages values; x (B, T, C), no cache.
 
-    The module never holds them (scaled_dot_product_attention fuses them away), so they are computed once more.
+    last: only those of the last token, (B, H, 1, T). The module never holds them (scaled_dot_product_attention fuses
+    them away), so they are computed once more.
     """
     cfg, T = attn.config, x.size(1)
     qkv = attn.c_attn(x).unflatten(-1, (-1, cfg.head_dim))  # (B, T, H+2G, D)
@@ -259,6 +295,8 @@ def attention_weights(attn: CausalSelfAttention, x: Tensor, context: Context) ->
         qk = F.rms_norm(qk, (cfg.head_dim,), eps=cfg.norm_eps)
     q, k = qk.transpose(1, 2).split((cfg.n_head, cfg.kv_heads), dim=1)  # (B, H or G, T, D)
     k = k.repeat_interleave(cfg.n_head // cfg.kv_heads, dim=1)  # each key head serves a group of query heads
+    if last:
+        return (q[..., -1:, :].float() @ k.float().transpose(-2, -1) / math.sqrt(cfg.head_dim)).softmax(-1)
     scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(cfg.head_dim)  # (B, H, T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
     return scores.masked_fill(future, -math.inf).softmax(-1)

@@ -11,17 +11,25 @@ from nanogpt_hub.page.parts import LOAD, Page, secret, view
 from nanogpt_hub.playground.facts import chips
 from nanogpt_hub.playground.session import user_message
 
+OPEN = """() => {
+  const open = document.getElementById("model-bar").classList.toggle("open");
+  document.getElementById("change-model").setAttribute("aria-expanded", open);
+}"""
+
 
 class Header:
     """The fields that name a model, and the line of facts about the one in use."""
 
     def __init__(self, page: Page, blocks: gr.Blocks):
         self.page, self.models = page, page.models
-        gr.Markdown("# GPT playground\nWrite with a small GPT, and look at what happens inside.", elem_id="title")
+        with gr.Row(elem_id="header"):
+            gr.Markdown("# nanogpt_hub", elem_id="title")
+            self.facts = view("chips", elem_id="facts")
+            change = gr.Button("Change model", size="sm", elem_id="change-model")
         with gr.Row(equal_height=True, elem_id="model-bar"):
             self.name = gr.Dropdown(
                 self.models.names(), value=self.models.default, allow_custom_value=True, label="Model",
-                info="a name on the Hugging Face Hub, such as user/name, or one from the list",
+                info="a name or address on the Hugging Face Hub, such as user/name, or one from the list",
                 scale=5, min_width=220, elem_id="model",
             )  # fmt: skip
             self.revision = gr.Dropdown(
@@ -30,8 +38,8 @@ class Header:
             )  # fmt: skip
             load = gr.Button("Load", variant="primary", scale=1, min_width=90, elem_id="load")
             if os.environ.get("OAUTH_CLIENT_ID"):
-                gr.LoginButton(scale=1, min_width=140)
-        self.facts = view("chips", elem_id="facts")
+                gr.LoginButton(scale=1, min_width=140, size="sm", variant="secondary")
+        change.click(None, None, None, js=OPEN, api_visibility="private")
         outputs = [*page.loaded_outputs(), self.name, self.revision, self.facts]
         options = dict(turn=LOAD, show_progress_on=self.facts)
         page.on(blocks.load, self.open_page, None, outputs, **options)

@@ -1,4 +1,4 @@
-"""The tab Look inside: one text, and five ways to look at what the model makes of it."""
+"""The tab Look inside: what the model makes of any text, token by token and as a whole."""
 
 from typing import Any
 
@@ -7,40 +7,48 @@ import gradio as gr
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, any_of, named, note, view
 from nanogpt_hub.playground import views
+from nanogpt_hub.playground.continuation import Continuation
 
 
 class LookTab:
-    """Next token, attention, logit lens, surprise and tokens of a text."""
+    """A text coloured by surprise beside the panel of one token; below, maps and tables of the whole."""
 
     def __init__(self, page: Page, tab: gr.Tab, controls: SamplingControls):
-        """controls: the settings whose samplers the next-token table shows."""
+        """controls: the settings whose samplers are shown."""
         self.page, self.playground = page, page.playground
-        note("Give the model a text and watch it read. Everything here is computed from this one model.")
-        with gr.Row(equal_height=False):
-            self.text = gr.Textbox(
-                label="Text", lines=2, max_lines=8, max_length=page.limits.text_chars, scale=6, elem_id="look-text"
-            )
-            look = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
+        self.read = gr.State(None, time_to_live=3600)  # Continuation without tokens: the text that is shown
+        with gr.Row(elem_classes="stage"):
+            with gr.Column(scale=7, min_width=300):
+                with gr.Row(equal_height=False):
+                    self.text = gr.Textbox(
+                        label="Text", lines=2, max_lines=8, max_length=page.limits.text_chars, scale=6,
+                        elem_id="look-text",
+                    )  # fmt: skip
+                    look = gr.Button("Look", variant="primary", scale=1, min_width=90, elem_id="look")
+                self.tokens = view("tokens", elem_id="surprise")
+                self.figures = gr.Markdown("", elem_id="surprise-figures", elem_classes="figures")
+                note(
+                    "Colour is surprise: how many bits a token costs a reader who expects what the model expects, 0 "
+                    "for what was certain, 1 for a coin toss. Choose any token to see it from inside."
+                )
+            with gr.Column(scale=4, min_width=300):
+                self.panel = view("panel", elem_id="look-panel")
         with gr.Tabs():
-            self.views = [self.next_token(), *self.attention(), self.lens(), *self.surprise(), self.pieces()]
+            self.views = [*self.attention(), self.lens(), self.next_token(), self.pieces()]
         self.looked = gr.State(None)  # the place that the tab shows
-        inputs, outputs = [page.place, self.text, *controls.fields], [self.text, *self.views]
+        self.shown = [self.text, self.read, self.tokens, self.figures, self.panel, *self.views]
+        inputs, outputs = [page.place, self.text, *controls.fields], self.shown
         options = dict(turn=MODEL, show_progress_on=self.text)
         page.on(any_of(look.click, self.text.submit), self.run, inputs, outputs, **options)
         inputs, outputs = [self.looked, *inputs], [self.looked, *outputs]
         page.on(tab.select, self.look_first, inputs, outputs, **options)
         page.on_model(self.look_again, inputs, outputs, **options)
-
-    def next_token(self) -> gr.HTML:
-        with gr.Tab("Next token"):
-            note(
-                "What the model expects after the text, and what each sampler of the Generate tab makes of it. ✂ marks "
-                "what a sampler cut. *Undecided by n bits* is the entropy: 0 when sure, 1 for a toss between two."
-            )
-            return view("bars", elem_id="next")
+        chosen = dict(turn=MODEL, show_progress="hidden", trigger_mode="always_last")
+        for listen in (self.tokens.select, self.panel.change):
+            page.on(listen, self.open_panel, [self.read, *controls.fields], self.panel, **chosen)
 
     def attention(self) -> tuple[gr.Markdown, gr.HTML]:
-        with gr.Tab("Attention"):
+        with gr.Tab("All attention maps"):
             note(
                 "In each layer every token looks back at the tokens before it, in several ways at once: the heads. "
                 "Each square is one head; row by row it shows where each token looks, the last one below. Choose a "
@@ -57,13 +65,13 @@ class LookTab:
             )
             return view("lens", elem_id="lens")
 
-    def surprise(self) -> tuple[gr.Markdown, gr.HTML]:
-        with gr.Tab("Surprise"):
+    def next_token(self) -> gr.HTML:
+        with gr.Tab("Samplers"):
             note(
-                "How many bits each token costs a reader who expects what the model expects: 0 for what was certain, 1 "
-                "for a coin toss. Strong colour is where the model was caught out."
+                "What the model expects after the text, and what each sampler of the Generate tab makes of it. ✂ marks "
+                "what a sampler cut. *Undecided by n bits* is the entropy: 0 when sure, 1 for a toss between two."
             )
-            return gr.Markdown("", elem_id="surprise-figures"), view("tokens", elem_id="surprise")
+            return view("bars", elem_id="next")
 
     def pieces(self) -> gr.HTML:
         with gr.Tab("Tokenizer"):
@@ -71,22 +79,34 @@ class LookTab:
             return view("pieces", elem_id="pieces")
 
     def run(self, place: Resolved, text: str, *values: Any) -> list[Any]:
-        text = text or self.playground.sample_text(place)
-        settings = self.playground.settings(place, **named(values))
-        next_tokens = views.next_tokens_view(self.playground.next_tokens(place, text, settings))
-        inside, lens, end = self.playground.look(place, text)
-        score = self.playground.score(place, text)
+        playground = self.playground
+        text = text or playground.sample_text(place)
+        settings = playground.settings(place, **named(values))
+        next_tokens = views.next_tokens_view(playground.next_tokens(place, text, settings))
+        inside, lens, end = playground.look(place, text)
         part = "" if end == text else f"Maps show the last {len(inside.ids)} tokens of the text."
-        pieces = views.pieces_view(self.playground.cut(place, text))
-        attention, depths = views.attention_view(inside), views.lens_view(lens, inside)
-        figures = views.surprise_note(score), views.surprise_view(score)
-        return [text, next_tokens, part, attention, depths, *figures, pieces]
+        read = playground.read(place, text, settings)
+        figures, tokens = playground.surprise(read)
+        pieces = views.pieces_view(playground.cut(place, text))
+        panel = self.look(read, len(read.ids), values)
+        maps = views.attention_view(inside), views.lens_view(lens, inside)
+        return [text, read, {**tokens, "panel": "look-panel"}, figures, panel, part, *maps, next_tokens, pieces]
+
+    def look(self, read: Continuation, n: int, values: tuple) -> dict:
+        seen = self.playground.position(read, n, self.playground.settings(read.place, **named(values)))
+        return {**seen, "run": read.key, "text": "surprise"}
+
+    def open_panel(self, event: gr.EventData, read: Continuation | None, *values: Any) -> dict:
+        """A token that was chosen in the text, from inside."""
+        if read is None or event.run != read.key or type(event.n) is not int:
+            raise ValueError("this text is not the current one any more: choose a token of the new one")
+        return self.look(read, event.n, values)
 
     def look_first(self, looked: Resolved | None, place: Resolved, text: str, *values: Any) -> list[Any]:
         """What takes long waits until somebody looks."""
         if place is None or looked == place:
-            return [gr.skip()] * (2 + len(self.views))
+            return [gr.skip()] * (1 + len(self.shown))
         return [place, *self.run(place, "", *values)]
 
     def look_again(self, looked: Resolved | None, *inputs: Any) -> list[Any]:
-        return self.look_first(looked, *inputs) if looked else [gr.skip()] * (2 + len(self.views))
+        return self.look_first(looked, *inputs) if looked else [gr.skip()] * (1 + len(self.shown))

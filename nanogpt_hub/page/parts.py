@@ -46,7 +46,7 @@ def with_user_errors(models: ModelStore, function: Callable) -> Callable:
 
 
 def view(name: str, **options: Any) -> gr.HTML:
-    """A part of the page that static/views.js draws from JSON."""
+    """A part of the page that the scripts in static/ draw from JSON; `name` is that of the function there."""
     return gr.HTML(
         html_template=f'<div class="view {name}"></div>',
         js_on_load=f'drawView("{name}", element, props, watch, trigger)',
@@ -112,7 +112,7 @@ class SamplingControls:
     """The controls of `FIELDS`: how much to generate, one slider for each sampler, seed and stop strings."""
 
     def __init__(self, page: Page):
-        self.models, self.device = page.models, page.models.device
+        self.device = page.models.device
         self._by_name = {"max_new_tokens": token_slider(page.limits.new_tokens)}
         groups = [[each for each in SAMPLERS.values() if each.basic is basic] for basic in (True, False)]
         self._by_name |= {each.name: sampler_slider(each) for each in groups[0]}
@@ -132,6 +132,10 @@ class SamplingControls:
             )  # fmt: skip
         self.fields = [self._by_name[name] for name in FIELDS]
         self.sliders = [self._by_name[name] for name in SAMPLERS]
+        known = ", ".join(f'["{each.name}", {each.neutral}, values[{n}]]' for n, each in enumerate(SAMPLERS.values()))
+        follow = f"(...values) => nanogpt.setSamplers([{known}])"  # panels are redrawn without asking the server
+        for slider in self.sliders:
+            slider.change(None, self.sliders, None, js=follow, api_visibility="private")
 
     def values(self, settings: SamplingConfig, asked: dict[str, Any]) -> list[Any]:
         """Updates of `[*fields, int8]` for a model's settings, and for what a link asked for."""

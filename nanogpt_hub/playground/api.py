@@ -26,21 +26,22 @@ class Api:
     def _generate(
         self, prompt: str | None = "", model: str | None = "", revision: str | None = "",
         max_new_tokens: int | None = 160, samplers: Any = None, seed: int | None = None,
-        stop: list[str] | None = None, int8: bool = False,
+        stop: list[str] | None = None, given: list[int] | None = None, int8: bool = False,
     ) -> Iterator[dict]:  # fmt: skip
         """Continue a prompt. Streams objects with text, tokens, seed, engine and finish (null until the last one).
 
         model: a name on the Hugging Face Hub; empty for the page's own. revision: branch, tag or commit.
         max_new_tokens: how many tokens to generate. {samplers}. Null takes the model's own default. seed: the same seed
-        gives the same text; null draws one. stop: the text ends before the first of these strings. int8: weights of
-        8 bits, faster for large models on a CPU.
+        gives the same text; null draws one. stop: the text ends before the first of these strings. given: ids of
+        tokens that stand after the prompt already. int8: weights of 8 bits, faster for large models on a CPU.
         """
         place = self.models.find(model or "", revision or "")
         asked = dict(max_new_tokens=max_new_tokens, seed=seed, stop=stop, **samplers)
-        for made in self.playground.write(place, prompt or "", self.playground.settings(place, **asked), int8):
+        settings = self.playground.settings(place, **asked)
+        for made in self.playground.write(place, prompt or "", settings, int8, given or []):
             yield {
                 "text": made.text,
-                "tokens": len(made.tokens),
+                "tokens": len(made.tokens) - made.given,
                 "seed": made.settings.seed,
                 "engine": made.engine,
                 "finish": made.finish,

@@ -4,7 +4,8 @@ address = link(models, continuation, "https://user-demo.hf.space/")
 asked, problems = read_link({"repo": "user/name", "temperature": "0.7"})     # what such an address asks for
 """
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,6 +26,7 @@ def link(models: ModelStore, continuation: Continuation, base: str = "") -> str:
     query |= {"seed": settings.seed, "max_new_tokens": settings.max_new_tokens}
     query |= {each.name: each.neutral if value is None else value for each, value in values_of(settings)}
     query |= {"stop": "\n".join(settings.stop)} if settings.stop else {}
+    query |= {"given": pack(given_ids(continuation))} if continuation.given else {}
     query |= {"int8": 1} if continuation.int8 else {}
     return f"{base}?{urlencode({name: value for name, value in query.items() if value not in ('', None)})}"
 
@@ -38,6 +40,11 @@ def read_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """The fields that an address asks for, and a sentence about each value that is not usable. Others still count."""
     asked: dict[str, Any] = {name: query[name] for name in ("prompt", "stop") if name in query}
     problems = []
+    if "given" in query:
+        try:
+            asked["given"] = unpack(query["given"])
+        except ValueError as error:
+            problems.append(f"the branch that the link names was left out: {error}")
     for name in ("max_new_tokens", *SAMPLERS, "seed", "int8"):
         if name not in query:
             continue
@@ -60,12 +67,56 @@ def number(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
+def given_ids(continuation: Continuation) -> list[int]:
+    """Ids of the tokens after the prompt that were kept or chosen."""
+    return [token.id for token in continuation.tokens[: continuation.given]]
+
+
+def pack(ids: Iterable[int]) -> str:
+    """Token ids for an address: 7 bits a byte, smallest first (LEB128), as base64."""
+    data = bytearray()
+    for id in ids:
+        while id >= 128:
+            data.append(id & 127 | 128)
+            id >>= 7
+        data.append(id)
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def unpack(text: str) -> list[int]:
+    """The ids that `pack` packed. ValueError for what is no such text."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise ValueError("it is damaged") from None
+    ids, value, shift = [], 0, 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            ids.append(value)
+            value = shift = 0
+    if shift or max(ids, default=0) >= 2**31:
+        raise ValueError("it is damaged")
+    return ids
+
+
 def snippet(continuation: Continuation) -> str:
     """The same text again, in Python."""
     place = continuation.place
     where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
     also = "from nanogpt_hub.engine.int8 import quantize_int8\n" if continuation.int8 else ""
     model = "quantize_int8(model)" if continuation.int8 else "model"
+    if continuation.given:
+        ids = list(continuation.prompt_ids) + given_ids(continuation)
+        return (
+            "from nanogpt_hub import from_pretrained\nfrom nanogpt_hub.generate import stream_tokens\n"
+            f"{also}\nmodel, tokenizer = from_pretrained({where!r})\n"
+            f"ids = {ids!r}\n"
+            f"tokens = stream_tokens({model}, tokenizer, [ids], {arguments(continuation.settings)})\n"
+            "text = tokenizer.decode(ids) + ''.join(token.text for token in tokens)\n"
+            "print(text)\n"
+        )
     return (
         f"from nanogpt_hub import from_pretrained, generate\n{also}\n"
         f"model, tokenizer = from_pretrained({where!r})\n"
@@ -78,12 +129,14 @@ def client_snippet(models: ModelStore, continuation: Continuation, base: str) ->
     """The same text again, from this page's API."""
     place = continuation.place
     revision = f", revision={place.sha!r}" if place.sha else ""
+    also = f", given={given_ids(continuation)}" if continuation.given else ""
+    also += ", int8=True" if continuation.int8 else ""
     return (
         "from gradio_client import Client\n\n"
         f"client = Client({base!r})\n"
         f"result = client.predict(\n    prompt={continuation.prompt!r},\n"
         f"    model={models.name_of(place)!r}{revision},\n"
-        f"    {arguments(continuation.settings)}{', int8=True' if continuation.int8 else ''},\n"
+        f"    {arguments(continuation.settings)}{also},\n"
         '    api_name="/generate",\n)\n'
         'print(result["text"])\n'
     )

@@ -46,6 +46,7 @@ class Limits:
 
     prompt_chars: int = 2000
     new_tokens: int = 500
+    kept_tokens: int = 4000  # of a text that grows by Continue or by branches
     seconds: float = 30.0  # of generation, for one request
     text_chars: int = 8000  # of text to be scored or cut
     text_tokens: int = 1024

@@ -21,16 +21,18 @@ from huggingface_hub.errors import GatedRepoError
 from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import WEIGHTS
 from nanogpt_hub.engine.select import compiler
-from nanogpt_hub.generate import Token, encode_prompt, stream_tokens
+from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.facts import run_facts
 from nanogpt_hub.playground.models import ModelStore, is_hidden
+from nanogpt_hub.playground.position import ALTERNATIVES, given_tokens, position_view
 from nanogpt_hub.playground.tiny import PROMPT
+from nanogpt_hub.playground.views import surprise_note
 from nanogpt_hub.runs import Run, find_runs, read_run, run_of
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
+from nanogpt_hub.tokenizer import Tokenizer
 
-ALTERNATIVES = 8  # likeliest tokens kept with each generated one
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 SMALL_MODEL = 30_000_000  # parameters; below, a lent GPU takes longer to come than the CPU to answer
 WHOLE = ("max_new_tokens", "seed", *(each.name for each in SAMPLERS.values() if each.kind is int))  # whole numbers
@@ -71,27 +73,69 @@ class Playground:
         self.limits.check("stop", sum(map(len, config.stop)), 400, " characters")
         return replace(config, max_seconds=self.limits.seconds).seeded()
 
-    def write(self, place: Resolved, prompt: str, config: SamplingConfig, int8: bool = False) -> Iterator[Continuation]:
+    def write(
+        self, place: Resolved, prompt: str, config: SamplingConfig, int8: bool = False, given: Sequence[int] = ()
+    ) -> Iterator[Continuation]:
         """What follows the prompt, as it grows: at most `UPDATES_PER_SECOND`, and always the finished one.
 
-        int8: with weights of 8 bits, on the CPU whatever the device is. Closing the iterator ends the work at the next
-        token.
+        int8: with weights of 8 bits, on the CPU whatever the device is. given: ids of tokens that stand after the
+        prompt already. Closing the iterator ends the work at the next token.
         """
         loaded = self.models.load(place)
         self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
+        self.limits.check("the text", len(given), self.limits.kept_tokens, " tokens")
         ids = encode_prompt(loaded.tokenizer, prompt)
-        unseen = len(ids) > loaded.model.config.block_size
-        note = f"the model saw only the end of the prompt's {len(ids)} tokens" if unseen else ""
-        lent = self._stream_on_lent_gpu and not int8 and loaded.model.num_params() >= SMALL_MODEL
+        check_ids([*ids, *given], loaded.model.config.vocab_size)
+        tokens = tuple(given_tokens(loaded, ids, given, config)) if given else ()
+        begun = Continuation(place, prompt, tuple(ids), config, loaded.tokenizer, tokens, len(tokens), int8=int8)
+        yield from self._extend(begun)
+
+    def extend(
+        self, made: Continuation, config: SamplingConfig, keep: int | None = None, chosen: int | None = None,
+        int8: bool = False,
+    ) -> Iterator[Continuation]:  # fmt: skip
+        """The text goes on: after all of it, or after its first `keep` tokens (the prompt's count) and the id `chosen`.
+
+        As `write` in all else. ValueError for a place or an id that is not there.
+        """
+        loaded = self.models.load(made.place)
+        keep = len(made.ids) if keep is None else keep
+        if not 0 < keep <= len(made.ids):
+            raise ValueError("there is no such token in this text any more: choose another one")
+        if chosen is not None:
+            check_ids([chosen], min(loaded.model.config.vocab_size, loaded.tokenizer.vocab_size))
+        if keep < len(made.prompt_ids):  # the prompt itself is left: as much as its text gives again is the new one
+            prompt, ids = prompt_of(loaded.tokenizer, made.prompt_ids[:keep])
+            tokens = tuple(given_tokens(loaded, ids, made.prompt_ids[len(ids) : keep], config))
+            made = replace(made, prompt=prompt, prompt_ids=ids, tokens=tokens)
+        tokens = made.tokens[: keep - len(made.prompt_ids)]
+        if chosen is not None:
+            before = [*made.prompt_ids, *(token.id for token in tokens)]
+            tokens += tuple(given_tokens(loaded, before, [chosen], config))
+        tokens = tuple(replace(token, finish=None) for token in tokens)
+        self.limits.check("the text", len(tokens), self.limits.kept_tokens, " tokens")
+        begun = replace(made, settings=config, tokens=tokens, given=len(tokens), int8=int8, stopped=False, seconds=0.0)
+        yield from self._extend(begun)
+
+    def _extend(self, begun: Continuation) -> Iterator[Continuation]:
+        """`begun` with new tokens, as they come."""
+        place, config, int8 = begun.place, begun.settings, begun.int8
+        model = self.models.load(place).model
+        unseen = len(begun.prompt_ids) > model.config.block_size
+        note = f"the model saw only the end of the prompt's {len(begun.prompt_ids)} tokens" if unseen else ""
+        ids = list(begun.ids)
+        lent = self._stream_on_lent_gpu and not int8 and model.num_params() >= SMALL_MODEL
         stream = self._stream_on_lent_gpu(place, ids, config) if lent else self._stream(place, ids, config, None, int8)
-        tokens: list[Token] = []
+        tokens: list[Token] = [*begun.tokens]
         started = time.monotonic()
         for new in stream:
             tokens += new
             seconds = time.monotonic() - started
-            yield Continuation(
-                place, prompt, config, loaded.tokenizer, tuple(tokens), seconds, note, int8, engine_name()
-            )
+            yield replace(begun, tokens=tuple(tokens), seconds=seconds, note=note, engine=engine_name())
+
+    def position(self, made: Continuation, n: int, config: SamplingConfig) -> dict:
+        """What the panel shows of the n-th token of a text (of its next one, if n is their number)."""
+        return position_view(self.models.load(made.place), made.ids, n, config)
 
     def _stream(
         self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None, int8: bool = False
@@ -117,7 +161,7 @@ class Playground:
         """What a first visit shows: the same for everyone, so made once for each model."""
         loaded = self.models.load(place)
         if "example" not in loaded.notes:
-            config = self.settings(place, max_new_tokens=min(160, self.limits.new_tokens), seed=1)
+            config = self.settings(place, seed=1)
             *_, loaded.notes["example"] = self.write(place, self.example_prompt(place), config)
         return loaded.notes["example"]
 
@@ -126,7 +170,7 @@ class Playground:
         tokenizer = self.models.load(place).tokenizer
         sample = run_facts(place).get("sample", {})
         given, written = (str(sample.get(name) or "") for name in ("prompt", "text"))
-        line = next((line[:24] for line in written.splitlines() if line.strip()), None)
+        line = next((whole_words(line, 32) for line in written.splitlines() if line.strip()), None)
         for prompt in (given if given.strip() else line, PROMPT, "\n"):
             try:
                 if isinstance(prompt, str) and tokenizer.encode(prompt):
@@ -165,6 +209,26 @@ class Playground:
         self.limits.check("the text", len(text), self.limits.text_chars, " characters")
         loaded = self.models.load(place)
         return lens.surprise(loaded.model, loaded.tokenizer, text, self.limits.text_tokens)
+
+    def read(self, place: Resolved, text: str, config: SamplingConfig) -> Continuation:
+        """A text as a record without new tokens, for `position` and `surprise`."""
+        self.limits.check("the text", len(text), self.limits.text_chars, " characters")
+        tokenizer = self.models.load(place).tokenizer
+        ids = encode_prompt(tokenizer, text)
+        self.limits.check("the text", len(ids), self.limits.text_tokens, " tokens")
+        return Continuation(place, text, tuple(ids), config, tokenizer)
+
+    def surprise(self, read: Continuation) -> tuple[str, dict]:
+        """(figures, view): how well the model foresees a text, as a sentence and for the token view.
+
+        A text of one token has no figures: nothing stands before it.
+        """
+        view = {**read.view(), "done": True}
+        if len(read.ids) < 2:
+            return "One token: nothing stands before it that could have foretold it. Write more.", view
+        scored = self.score(read.place, read.prompt)
+        prompt = [[*piece, token.bits] for piece, token in zip(view["prompt"], scored.tokens, strict=True)]
+        return surprise_note(scored), {**view, "prompt": prompt}
 
     def cut(self, place: Resolved, text: str) -> list[lens.Piece]:
         """How the tokenizer cuts a text."""
@@ -245,9 +309,26 @@ class Playground:
         return (self.models.name_of(Resolved(folder)), "") if kept else None
 
 
+def prompt_of(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """The longest beginning of `ids` that is a prompt: a text that gives exactly these ids. At least one."""
+    for n in range(len(ids), 0, -1):
+        text = tokenizer.decode(list(ids[:n]))
+        if text and tokenizer.encode(text) == list(ids[:n]):
+            return text, tuple(ids[:n])
+    raise ValueError("the text cannot branch here: choose a later token")
+
+
 def engine_name() -> str:
     """Which engine generates in this process: the compiled one once it is ready."""
     return "numba" if compiler.loops is not None else "torch"
+
+
+def whole_words(line: str, most: int) -> str:
+    """The beginning of a line, at most `most` characters, not cut within a word unless one word is longer."""
+    if len(line) <= most:
+        return line
+    cut = line[: most + 1].rpartition(" ")[0]
+    return cut if cut.strip() else line[:most]
 
 
 def differ(one: Path, other: Path) -> bool:

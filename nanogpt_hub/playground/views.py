@@ -62,21 +62,6 @@ def lens_view(result: LogitLens, inside: Inside) -> dict:
     return {"tokens": list(inside.tokens), "rows": rows}
 
 
-def surprise_view(result: Surprise) -> dict:
-    """Tokens coloured by surprise."""
-    tokens, group = [], -1
-    for token in result.tokens:
-        piece = token.piece
-        text = piece.text if piece.start is None else result.text[piece.start : piece.end]
-        view = {"t": text if piece.group != group else "", "name": piece.text, "bits": token.bits, "rank": token.rank}
-        if token.bits is not None:
-            view |= {"bits": round(token.bits, 3), "p": 2.0**-token.bits}
-            view["best"] = [token.best_text, token.best_prob]
-        tokens.append(view)
-        group = piece.group
-    return {"run": str(hash((result.text, result.total_bits))), "tokens": tokens}
-
-
 def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
     worst = sorted(result.tokens[1:], key=lambda token: -token.bits)[:3]
