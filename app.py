@@ -20,7 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads 
 
 import torch
 
-from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.engine.select import preparation
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.layout import create_page, serve
 from nanogpt_hub.playground.models import ModelStore
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         os.register_at_fork(after_in_child=playground.models.cache.clear)
     if playground.models.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
-        compiler.start()
+        preparation.poll()
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()
     blocks = create_page(playground, workers=int(os.environ.get("NANOGPT_WORKERS", "1")))
     serve(blocks, server_name=args.host, server_port=args.port, mcp_server=args.mcp)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.generate import encode_prompt, stream_tokens
@@ -52,6 +53,14 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float32)")
+
+
+def add_engine(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="what computes the tokens: plain (model.py itself), torch, numba (compiled once, then fastest on "
+        f"a CPU), auto (numba where it is prepared, else torch){more}",
+    )  # fmt: skip
 
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
@@ -103,6 +112,7 @@ def add_generate(commands) -> None:
         help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
     )  # fmt: skip
     parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
+    add_engine(parser)
     add_device(parser)
 
 
@@ -117,6 +127,7 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
 def generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    prepare_engine(args)
     prompt = read_prompt(args.prompt)
     names = ("max_new_tokens", *SAMPLERS)
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -136,12 +147,20 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
+        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
+        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+
+
+def prepare_engine(args: argparse.Namespace) -> None:
+    """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
+    if engine_setting(args.engine) == "numba" and preparation.poll() is None and not preparation.over:
+        say("preparing the compiled engine, once for this machine: about a minute ...")
+        preparation.wait()
 
 
 def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
