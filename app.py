@@ -20,7 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads 
 
 import torch
 
-from nanogpt_hub.engine.select import preparation
+from nanogpt_hub.engine.select import ENGINES, VARIABLE, engine_setting, preparation
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.layout import create_page, serve
 from nanogpt_hub.playground.models import ModelStore
@@ -36,6 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="0.0.0.0 for the whole network"
     )
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
+    parser.add_argument("--engine", choices=ENGINES, help="what generates (default: auto, the fastest that is ready)")
     parser.add_argument("--mcp", action="store_true", help="also serve the API to agents (needs gradio[mcp])")
     args = parser.parse_args(argv)
     args.mcp = args.mcp or os.environ.get("NANOGPT_MCP", "") not in ("", "0")
@@ -80,12 +81,15 @@ def zero_gpu() -> Callable | None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.engine:
+        os.environ[VARIABLE] = args.engine
     playground = make_playground(args)
     if hasattr(os, "register_at_fork"):  # a GPU is lent to a fork of this process, whose locks may be held for ever
         os.register_at_fork(after_in_child=playground.models.cache.clear)
     if playground.models.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
-        preparation.poll()
+        if engine_setting() in ("auto", "numba"):
+            preparation.poll()  # in the background; until it is ready PyTorch generates
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()
     blocks = create_page(playground, workers=int(os.environ.get("NANOGPT_WORKERS", "1")))
     serve(blocks, server_name=args.host, server_port=args.port, mcp_server=args.mcp)

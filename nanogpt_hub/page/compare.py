@@ -20,8 +20,8 @@ class CompareTab:
         self.page, self.playground = page, page.playground
         note(
             "Two models, or two revisions of one, write after the same prompt with the same seed and the settings of "
-            "the Generate tab. The first token in which they part is framed; the table shows what each expected right "
-            "after the prompt."
+            "the Generate tab. The first token in which they part is framed, all that differ are underlined; the table "
+            "shows what each expected right after the prompt."
         )
         with gr.Row():
             sides = [*self.side("A"), *self.side("B")]
@@ -32,6 +32,7 @@ class CompareTab:
         with gr.Row():
             shown = [*self.output("a"), *self.output("b")]
         shown += [gr.Markdown("", elem_id="apart"), view("bars", elem_id="divergence")]
+        shown += [gr.Markdown("", elem_id="reread-note"), view("tokens", elem_id="reread")]
         places = [gr.State(None), gr.State(None)]
         found = page.on(start.click, self.find, sides, places, turn=LOAD)
         inputs = [*places, self.prompt, *generate.controls.fields]
@@ -63,7 +64,15 @@ class CompareTab:
         for one, two in self.playground.compare(a, b, prompt, settings):
             mark = self.playground.first_difference(one, two)
             same = " **They wrote the same, token for token.**" if one.finish and two.finish and mark is None else ""
-            yield [one.status(rate=False), one.view(mark), two.status(rate=False), two.view(mark), apart + same, bars]
+            differs = self.playground.differences(one, two)
+            shown = [{**made.view(mark), "differs": differs} for made in (one, two)]
+            yield [one.status(rate=False), shown[0], two.status(rate=False), shown[1], apart + same, bars, "", None]
+        found = self.playground.reread(one, b)
+        if found:
+            says = (
+                f"What A wrote, as B reads it: {found[0]}. The stronger the colour, the more B was surprised beyond A."
+            )
+            yield [*[gr.skip()] * 6, says, found[1]]
 
     def expectations(self, a: Resolved, b: Resolved, prompt: str) -> tuple[str, dict | None]:
         """What the two expect right after the prompt, in a sentence and as bars; the sentence alone if that fails."""

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, address, any_of, named, note, view
+from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, address, any_of, named, note, said, view, whole
 from nanogpt_hub.playground.continuation import Continuation, Tree
 from nanogpt_hub.playground.links import client_snippet, link, read_link, snippet
 
@@ -69,7 +69,7 @@ class GenerateTab:
         for event in (*events, ended, walked):
             self.export.fill_after(event.then, self.tree)
         look = dict(turn=MODEL, show_progress="hidden", trigger_mode="always_last")
-        for listen in (self.tokens.select, self.panel.change):
+        for listen in (self.tokens.select, self.panel.input):
             page.on(listen, self.open_panel, [self.tree, *self.settings], self.panel, **look)
 
     def stream(
@@ -111,25 +111,25 @@ class GenerateTab:
 
     def branch(self, event: gr.EventData, tree: Tree, int8: bool, *values: Any) -> Iterator[tuple]:
         """The text goes on from an alternative that was chosen in the panel."""
-        made, chosen = self.chosen(event, tree), event.id
+        made, n, chosen = self.chosen(event, tree), whole(event, "n"), whole(event, "id")
         settings = self.playground.settings(made.place, **named(values))
-        grown = self.playground.extend(made, settings, keep=event.n, chosen=chosen, int8=int8)
+        grown = self.playground.extend(made, settings, keep=n, chosen=chosen, int8=int8)
         yield from self.stream(grown, tree, tree.current)
 
     def walk(self, event: gr.EventData, tree: Tree) -> tuple:
         """Back to a branch."""
-        return self.show(tree.at(event.number))
+        return self.show(tree.at(whole(event, "number")))
 
     def stopped(self, tree: Tree) -> tuple:
         return self.show(tree.updated(tree.made.stop()) if tree.made else tree)
 
     def open_panel(self, event: gr.EventData, tree: Tree, int8: bool, *values: Any) -> dict:
         """A token that was chosen in the text, from inside."""
-        return self.look(self.chosen(event, tree), event.n, values)
+        return self.look(self.chosen(event, tree), whole(event, "n"), values)
 
     def chosen(self, event: gr.EventData, tree: Tree) -> Continuation:
         """The text that an event of the browser is about."""
-        if tree.made is None or event.run != tree.made.key or type(event.n) is not int:
+        if tree.made is None or said(event, "run") != tree.made.key:
             raise ValueError("this text is not the current one any more: choose a token of the new one")
         return tree.made
 
@@ -152,7 +152,7 @@ class GenerateTab:
         for problem in problems:
             gr.Warning(problem)
         prompt = asked.get("prompt", self.playground.example_prompt(place))
-        wishes = {name: value for name, value in asked.items() if name not in ("prompt", "int8", "given")}
+        wishes = {name: value for name, value in asked.items() if name not in ("prompt", "int8", "given", "engine")}
         return [prompt, *self.controls.values(self.playground.settings(place, **wishes), asked)]
 
     def first_text(self, query: dict[str, str], place: Resolved, prompt: str, int8: bool, *values: Any) -> Iterator:
@@ -160,8 +160,9 @@ class GenerateTab:
         if "prompt" not in query and "given" not in query:
             yield self.show(Tree().grown(self.playground.example(place), None))
             return
-        settings, given = self.playground.settings(place, **named(values)), read_link(query)[0].get("given", [])
-        yield from self.stream(self.playground.write(place, prompt or "", settings, int8, given), Tree())
+        settings, asked = self.playground.settings(place, **named(values)), read_link(query)[0]
+        given, engine = asked.get("given", []), asked.get("engine")
+        yield from self.stream(self.playground.write(place, prompt or "", settings, int8, given, engine), Tree())
 
 
 class ExportPanel:

@@ -25,6 +25,7 @@ class Header:
         with gr.Row(elem_id="header"):
             gr.Markdown("# nanogpt_hub", elem_id="title")
             self.facts = view("chips", elem_id="facts")
+            tour = gr.Button("Tour", size="sm", elem_id="tour")
             change = gr.Button("Change model", size="sm", elem_id="change-model")
         with gr.Row(equal_height=True, elem_id="model-bar"):
             self.name = gr.Dropdown(
@@ -39,6 +40,7 @@ class Header:
             load = gr.Button("Load", variant="primary", scale=1, min_width=90, elem_id="load")
             if os.environ.get("OAUTH_CLIENT_ID"):
                 gr.LoginButton(scale=1, min_width=140, size="sm", variant="secondary")
+        tour.click(None, None, None, js="() => nanogpt.tour()", api_visibility="private")
         change.click(None, None, None, js=OPEN, api_visibility="private")
         outputs = [*page.loaded_outputs(), self.name, self.revision, self.facts]
         options = dict(turn=LOAD, show_progress_on=self.facts)

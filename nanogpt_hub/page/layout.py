@@ -19,7 +19,7 @@ from nanogpt_hub.page.training import TrainingTab
 from nanogpt_hub.playground.api import Api
 from nanogpt_hub.playground.session import Playground
 
-SCRIPTS = ("base.js", "samplers.js", "text.js", "panel.js", "views.js")  # in this order
+SCRIPTS = ("base.js", "samplers.js", "text.js", "panel.js", "training.js", "views.js", "tour.js")  # in this order
 # Nothing on the page may come from elsewhere, whatever the text of a model or a card asks for.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "

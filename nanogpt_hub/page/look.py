@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, any_of, named, note, view
+from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, any_of, named, note, said, view, whole
 from nanogpt_hub.playground import views
 from nanogpt_hub.playground.continuation import Continuation
 
@@ -44,7 +44,7 @@ class LookTab:
         page.on(tab.select, self.look_first, inputs, outputs, **options)
         page.on_model(self.look_again, inputs, outputs, **options)
         chosen = dict(turn=MODEL, show_progress="hidden", trigger_mode="always_last")
-        for listen in (self.tokens.select, self.panel.change):
+        for listen in (self.tokens.select, self.panel.input):
             page.on(listen, self.open_panel, [self.read, *controls.fields], self.panel, **chosen)
 
     def attention(self) -> tuple[gr.Markdown, gr.HTML]:
@@ -98,9 +98,9 @@ class LookTab:
 
     def open_panel(self, event: gr.EventData, read: Continuation | None, *values: Any) -> dict:
         """A token that was chosen in the text, from inside."""
-        if read is None or event.run != read.key or type(event.n) is not int:
+        if read is None or said(event, "run") != read.key:
             raise ValueError("this text is not the current one any more: choose a token of the new one")
-        return self.look(read, event.n, values)
+        return self.look(read, whole(event, "n"), values)
 
     def look_first(self, looked: Resolved | None, place: Resolved, text: str, *values: Any) -> list[Any]:
         """What takes long waits until somebody looks."""

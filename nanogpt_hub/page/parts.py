@@ -93,6 +93,20 @@ class Page:
         return [self.place, self.link, self._loads]
 
 
+def said(event: gr.EventData, name: str) -> Any:
+    """What an event of a view says under a name; None where it says nothing of the kind."""
+    data = event._data
+    return data.get(name) if isinstance(data, dict) else None
+
+
+def whole(event: gr.EventData, name: str) -> int:
+    """A whole number that an event of a view says. ValueError where it is none."""
+    value = said(event, name)
+    if type(value) is not int:
+        raise ValueError(f"the page asked for something that is not there ({name}); load it again")
+    return value
+
+
 def any_of(*listeners: Callable) -> Callable:
     """One event for several listeners."""
     return functools.partial(gr.on, list(listeners))

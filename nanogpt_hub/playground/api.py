@@ -26,19 +26,21 @@ class Api:
     def _generate(
         self, prompt: str | None = "", model: str | None = "", revision: str | None = "",
         max_new_tokens: int | None = 160, samplers: Any = None, seed: int | None = None,
-        stop: list[str] | None = None, given: list[int] | None = None, int8: bool = False,
+        stop: list[str] | None = None, given: list[int] | None = None,
+        engine: str | None = None, int8: bool = False,
     ) -> Iterator[dict]:  # fmt: skip
         """Continue a prompt. Streams objects with text, tokens, seed, engine and finish (null until the last one).
 
         model: a name on the Hugging Face Hub; empty for the page's own. revision: branch, tag or commit.
         max_new_tokens: how many tokens to generate. {samplers}. Null takes the model's own default. seed: the same seed
         gives the same text; null draws one. stop: the text ends before the first of these strings. given: ids of
-        tokens that stand after the prompt already. int8: weights of 8 bits, faster for large models on a CPU.
+        tokens that stand after the prompt already. engine: plain, torch or numba; null takes the fastest that is
+        ready. int8: weights of 8 bits, faster for large models on a CPU.
         """
         place = self.models.find(model or "", revision or "")
         asked = dict(max_new_tokens=max_new_tokens, seed=seed, stop=stop, **samplers)
         settings = self.playground.settings(place, **asked)
-        for made in self.playground.write(place, prompt or "", settings, int8, given or []):
+        for made in self.playground.write(place, prompt or "", settings, int8, given or [], engine):
             yield {
                 "text": made.text,
                 "tokens": len(made.tokens) - made.given,

@@ -40,7 +40,7 @@ class Continuation:
     seconds: float = 0.0
     note: str = ""  # what was done to the prompt
     int8: bool = False  # with weights of 8 bits
-    engine: str = "torch"  # which engine computed it
+    asked_engine: str | None = None  # None: the fastest that was ready
     stopped: bool = False  # by the visitor
 
     @property
@@ -58,6 +58,12 @@ class Continuation:
         """Why it ended; None while it goes on."""
         new = self.tokens[self.given :]
         return "stopped" if self.stopped else new[-1].finish if new else None
+
+    @property
+    def engine(self) -> str:
+        """What computed the new tokens: plain, torch or numba. The same seed gives the same text by the same engine."""
+        new = self.tokens[self.given :]
+        return new[-1].engine if new else ""
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
+from nanogpt_hub.engine.select import ENGINES
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
@@ -27,6 +28,7 @@ def link(models: ModelStore, continuation: Continuation, base: str = "") -> str:
     query |= {each.name: each.neutral if value is None else value for each, value in values_of(settings)}
     query |= {"stop": "\n".join(settings.stop)} if settings.stop else {}
     query |= {"given": pack(given_ids(continuation))} if continuation.given else {}
+    query |= {"engine": continuation.engine} if continuation.engine else {}
     query |= {"int8": 1} if continuation.int8 else {}
     return f"{base}?{urlencode({name: value for name, value in query.items() if value not in ('', None)})}"
 
@@ -40,6 +42,8 @@ def read_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """The fields that an address asks for, and a sentence about each value that is not usable. Others still count."""
     asked: dict[str, Any] = {name: query[name] for name in ("prompt", "stop") if name in query}
     problems = []
+    if query.get("engine") in ENGINES:
+        asked["engine"] = query["engine"]
     if "given" in query:
         try:
             asked["given"] = unpack(query["given"])
@@ -107,20 +111,21 @@ def snippet(continuation: Continuation) -> str:
     where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
     also = "from nanogpt_hub.engine.int8 import quantize_int8\n" if continuation.int8 else ""
     model = "quantize_int8(model)" if continuation.int8 else "model"
+    engine = f", engine={continuation.engine!r}" if continuation.engine else ""
     if continuation.given:
         ids = list(continuation.prompt_ids) + given_ids(continuation)
         return (
             "from nanogpt_hub import from_pretrained\nfrom nanogpt_hub.generate import stream_tokens\n"
             f"{also}\nmodel, tokenizer = from_pretrained({where!r})\n"
             f"ids = {ids!r}\n"
-            f"tokens = stream_tokens({model}, tokenizer, [ids], {arguments(continuation.settings)})\n"
+            f"tokens = stream_tokens({model}, tokenizer, [ids], {arguments(continuation.settings)}{engine})\n"
             "text = tokenizer.decode(ids) + ''.join(token.text for token in tokens)\n"
             "print(text)\n"
         )
     return (
         f"from nanogpt_hub import from_pretrained, generate\n{also}\n"
         f"model, tokenizer = from_pretrained({where!r})\n"
-        f"result = generate({model}, tokenizer, {continuation.prompt!r}, {arguments(continuation.settings)})\n"
+        f"result = generate({model}, tokenizer, {continuation.prompt!r}, {arguments(continuation.settings)}{engine})\n"
         "print(result.text)\n"
     )
 
@@ -130,6 +135,7 @@ def client_snippet(models: ModelStore, continuation: Continuation, base: str) ->
     place = continuation.place
     revision = f", revision={place.sha!r}" if place.sha else ""
     also = f", given={given_ids(continuation)}" if continuation.given else ""
+    also += f", engine={continuation.engine!r}" if continuation.engine else ""
     also += ", int8=True" if continuation.int8 else ""
     return (
         "from gradio_client import Client\n\n"

@@ -20,21 +20,22 @@ from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import WEIGHTS
-from nanogpt_hub.engine.select import compiler
 from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.facts import run_facts
-from nanogpt_hub.playground.models import ModelStore, is_hidden
+from nanogpt_hub.playground.models import TINY, ModelStore, is_hidden
 from nanogpt_hub.playground.position import ALTERNATIVES, given_tokens, position_view
 from nanogpt_hub.playground.tiny import PROMPT
-from nanogpt_hub.playground.views import surprise_note
+from nanogpt_hub.playground.views import kept_steps, surprise_note, training_view
 from nanogpt_hub.runs import Run, find_runs, read_run, run_of
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 from nanogpt_hub.tokenizer import Tokenizer
 
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 SMALL_MODEL = 30_000_000  # parameters; below, a lent GPU takes longer to come than the CPU to answer
+MOST_RUNS = 6  # that are drawn over each other
+TOKENIZER = "tokenizer.json"
 WHOLE = ("max_new_tokens", "seed", *(each.name for each in SAMPLERS.values() if each.kind is int))  # whole numbers
 
 # ---- the playground --------------------------------------------------------------------------------------------------
@@ -74,12 +75,14 @@ class Playground:
         return replace(config, max_seconds=self.limits.seconds).seeded()
 
     def write(
-        self, place: Resolved, prompt: str, config: SamplingConfig, int8: bool = False, given: Sequence[int] = ()
-    ) -> Iterator[Continuation]:
+        self, place: Resolved, prompt: str, config: SamplingConfig, int8: bool = False, given: Sequence[int] = (),
+        engine: str | None = None,
+    ) -> Iterator[Continuation]:  # fmt: skip
         """What follows the prompt, as it grows: at most `UPDATES_PER_SECOND`, and always the finished one.
 
         int8: with weights of 8 bits, on the CPU whatever the device is. given: ids of tokens that stand after the
-        prompt already. Closing the iterator ends the work at the next token.
+        prompt already. engine: one of ENGINES; None takes the fastest that is ready. Closing the iterator ends the
+        work at the next token.
         """
         loaded = self.models.load(place)
         self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
@@ -87,7 +90,9 @@ class Playground:
         ids = encode_prompt(loaded.tokenizer, prompt)
         check_ids([*ids, *given], loaded.model.config.vocab_size)
         tokens = tuple(given_tokens(loaded, ids, given, config)) if given else ()
-        begun = Continuation(place, prompt, tuple(ids), config, loaded.tokenizer, tokens, len(tokens), int8=int8)
+        begun = Continuation(
+            place, prompt, tuple(ids), config, loaded.tokenizer, tokens, len(tokens), int8=int8, asked_engine=engine
+        )
         yield from self._extend(begun)
 
     def extend(
@@ -125,27 +130,32 @@ class Playground:
         note = f"the model saw only the end of the prompt's {len(begun.prompt_ids)} tokens" if unseen else ""
         ids = list(begun.ids)
         lent = self._stream_on_lent_gpu and not int8 and model.num_params() >= SMALL_MODEL
-        stream = self._stream_on_lent_gpu(place, ids, config) if lent else self._stream(place, ids, config, None, int8)
+        if lent:
+            stream = self._stream_on_lent_gpu(place, ids, config)
+        else:
+            stream = self._stream(place, ids, config, None, int8, begun.asked_engine)
         tokens: list[Token] = [*begun.tokens]
         started = time.monotonic()
         for new in stream:
             tokens += new
             seconds = time.monotonic() - started
-            yield replace(begun, tokens=tuple(tokens), seconds=seconds, note=note, engine=engine_name())
+            yield replace(begun, tokens=tuple(tokens), seconds=seconds, note=note)
 
     def position(self, made: Continuation, n: int, config: SamplingConfig) -> dict:
         """What the panel shows of the n-th token of a text (of its next one, if n is their number)."""
         return position_view(self.models.load(made.place), made.ids, n, config)
 
     def _stream(
-        self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None, int8: bool = False
-    ) -> Iterator[list[Token]]:
+        self, place: Resolved, ids: list[int], config: SamplingConfig, device: str | None = None, int8: bool = False,
+        engine: str | None = None,
+    ) -> Iterator[list[Token]]:  # fmt: skip
         """The new tokens since the last update. Takes and gives what can travel to another process."""
         loaded = self.models.load(place, "cpu" if int8 else device)
         model = self.models.load_int8(place) if int8 else loaded.model
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
-        for token in stream_tokens(model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES):
+        options = dict(alternatives=ALTERNATIVES, engine=engine)
+        for token in stream_tokens(model, loaded.tokenizer, [ids], config, **options):
             new.append(token)
             now = time.monotonic()
             if token.finish or now - shown >= 1 / UPDATES_PER_SECOND:
@@ -249,20 +259,26 @@ class Playground:
             yield current[0], current[1]
 
     def comparison_candidate(self, place: Resolved, names: Sequence[str]) -> tuple[str, str]:
-        """(name, revision) of something to compare a model with: an early step of it, else another model that is here.
+        """(name, revision) of what teaches most beside a model, always with the same tokenizer.
 
-        names: the repo's revisions.
+        Its first kept step; else the model that it was fine-tuned from; else its run's other weights, best or last;
+        else another model of the runs; else the model itself. names: the repo's revisions.
         """
         early = sorted(name for name in names if name.startswith("step-") and name != place.revision)
         if early:
             return place.repo_id, early[0]
+        base = run_facts(place).get("base_model", {})
+        if isinstance(base.get("id"), str):
+            return base["id"], str(base.get("revision") or base.get("sha") or "")
         own = self.models.name_of(place)
+        if own in TINY:
+            return "tiny" if own == "tiny-early" else "tiny-early", ""
         beside = place.folder.parent / ("last" if place.folder.name == "best" else "best")
-        others = [self.models.name_of(Resolved(beside))] if differ(place.folder / WEIGHTS, beside / WEIGHTS) else []
-        best = [name for name in self.models.run_models() if name.endswith("best")]
-        others += ["tiny-early"] if own == "tiny" else best
-        others = [name for name in [*others, "tiny"] if Path(name).resolve() != place.folder.resolve()]
-        return others[0], ""
+        if differ(place.folder / WEIGHTS, beside / WEIGHTS):
+            return self.models.name_of(Resolved(beside)), ""
+        others = [name for name in self.models.run_models() if Path(name).resolve() != place.folder.resolve()]
+        same = (name for name in others if same_bytes(place.folder / TOKENIZER, Path(name) / TOKENIZER))
+        return next(same, own), ""
 
     def first_difference(self, a: Continuation, b: Continuation) -> int | None:
         """Index of the first token in which two generations differ, as far as both have come."""
@@ -274,6 +290,28 @@ class Playground:
             ids = [row[:n] for row in ids]
         return lens.first_difference(*ids)
 
+    def differences(self, a: Continuation, b: Continuation) -> list[int]:
+        """Indices of the tokens in which two generations differ, as far as both have come."""
+        if a.tokenizer.hash != b.tokenizer.hash:
+            return []
+        return [n for n, (one, two) in enumerate(zip(a.tokens, b.tokens, strict=False)) if one.id != two.id]
+
+    def reread(self, made: Continuation, other: Resolved) -> tuple[str, dict] | None:
+        """(sentence, view): a text as another model reads it. None where the tokenizers differ or nothing was made.
+
+        The view's bits are by how much the other was more surprised than the model that generated the text.
+        """
+        text, loaded = made.prompt + made.text, self.models.load(other)
+        if loaded.tokenizer.hash != made.tokenizer.hash or len(made.ids) < 2:
+            return None
+        own, others = (self.score(place, text).tokens for place in (made.place, other))
+        more = [None if one.bits is None else two.bits - one.bits for one, two in zip(own, others, strict=True)]
+        view = {**self.read(made.place, text, made.settings).view(), "done": True}
+        shown = [None if bits is None else max(0.0, bits) for bits in more]
+        view["prompt"] = [[*piece, bits] for piece, bits in zip(view["prompt"], shown, strict=True)]
+        mean = sum(bits for bits in more if bits is not None) / max(1, len(more) - 1)
+        return f"{abs(mean):.2f} bits per token {'more' if mean >= 0 else 'less'} than its own model", view
+
     def divergence(self, a: Resolved, b: Resolved, prompt: str) -> lens.Divergence:
         """How far apart what the two expect after the prompt is."""
         self.limits.check("the prompt", len(prompt), self.limits.prompt_chars, " characters")
@@ -283,10 +321,19 @@ class Playground:
     # -- training
 
     def training(self, place: Resolved, names: Sequence[str] = ()) -> list[Run]:
-        """The runs by these names (`training_names`), at most two; without names the one that the model is from."""
+        """The runs by these names (`training_names`), at most `MOST_RUNS`; without names the model's own."""
         known = self._run_folders(place)
-        chosen = [name for name in names if name in known][:2] or [*known][:1]
+        chosen = [name for name in names if name in known][:MOST_RUNS] or [*known][:1]
         return [read_run(known[name], name) for name in chosen]
+
+    def training_view(self, place: Resolved, names: Sequence[str], revisions: Sequence[str]) -> dict:
+        """The runs for the page: curves, and the first one's kept steps with samples and whether weights are there."""
+        runs = self.training(place, names)
+        if not runs:
+            return {"runs": [], "steps": []}
+        steps = kept_steps(runs[0])
+        usable = {step for step in steps if self.model_at(place, runs[0], step, revisions)}
+        return training_view(runs, steps, usable)
 
     def training_names(self, place: Resolved) -> list[str]:
         return list(self._run_folders(place))
@@ -318,11 +365,6 @@ def prompt_of(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, tuple[int,
     raise ValueError("the text cannot branch here: choose a later token")
 
 
-def engine_name() -> str:
-    """Which engine generates in this process: the compiled one once it is ready."""
-    return "numba" if compiler.loops is not None else "torch"
-
-
 def whole_words(line: str, most: int) -> str:
     """The beginning of a line, at most `most` characters, not cut within a word unless one word is longer."""
     if len(line) <= most:
@@ -334,6 +376,11 @@ def whole_words(line: str, most: int) -> str:
 def differ(one: Path, other: Path) -> bool:
     """Whether both files are there and hold different bytes."""
     return one.is_file() and other.is_file() and not filecmp.cmp(one, other, shallow=False)
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether both files are there and hold the same bytes."""
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 # ---- what went wrong -------------------------------------------------------------------------------------------------

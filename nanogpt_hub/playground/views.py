@@ -3,7 +3,7 @@
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -114,20 +114,39 @@ def parts_view(parts: Sequence[Part]) -> dict:
     return {"columns": ["part", "parameters", ""], "rows": rows, "notes": True}
 
 
-def spacing(steps: Sequence[int]) -> int:
-    """The largest distance that meets all kept steps, for a slider."""
-    return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
+MOST_STEPS = 150  # kept steps that the page plays through
+SAMPLE_CHARACTERS = 1200  # of each
 
 
-def step_note(run: Run, step: int, known: bool) -> str:
-    """What was measured at a kept step, in a line; `known` says whether its weights can be loaded."""
+def kept_steps(run: Run) -> list[int]:
+    """The steps of a run that have a sample, thinned evenly to `MOST_STEPS`; both ends stay."""
+    steps = [*run.samples]
+    every = max(1, math.ceil(len(steps) / MOST_STEPS))
+    return steps[::every] + (steps[-1:] if steps and (len(steps) - 1) % every else [])
+
+
+def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[int]) -> dict:
+    """Curves of runs over each other, and the first run's kept steps, each with its sample and what was measured.
+
+    usable: the steps whose weights can be loaded.
+    """
+    run = runs[0]
+    kept = [
+        {"step": n, "note": step_note(run, n), "text": run.sample(n, SAMPLE_CHARACTERS), "usable": n in usable}
+        for n in steps
+    ]
+    measures = (*CURVES, "learning_rate", "tokens_per_second")
+    drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
+    return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
+
+
+def step_note(run: Run, step: int) -> str:
+    """What was measured at a kept step, in a line."""
     row = run.at(step)
-    parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]
+    parts = [f"step {step:,}" + (f" of {run.max_steps:,}" if run.max_steps else "")]
     for key, label in CURVES.items():
         parts += [f"{label} loss {row[key]:.3f}"] if key in row else []
     parts += [f"{int(row['tokens']):,} tokens seen"] if "tokens" in row else []
-    parts += ["training goes on"] if run.going_on() else []
-    parts += [] if known else ["its weights were not kept; a run that pushes to the Hub can keep each step"]
     return " · ".join(parts)
 
 

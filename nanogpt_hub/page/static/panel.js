@@ -77,7 +77,7 @@
         for (const [id, , q] of data.shown) after[id] = q;
         if (sliders && JSON.stringify(sliders) !== JSON.stringify(data.samplers)) {
           clearTimeout(timer);
-          timer = setTimeout(() => root.trigger("change", { n: data.n, run: data.run }), 300);
+          timer = setTimeout(() => root.trigger("input", { n: data.n, run: data.run }), 300);
         }
       }
       const most = Math.max(...rows.map(({ id }) => Math.max(probs[id], after[id])), 1e-9);
