@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, address, any_of, named, note, said, view, whole
+from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, address, any_of, named, note, said, toast, view, whole
 from nanogpt_hub.playground.continuation import Continuation, Tree
 from nanogpt_hub.playground.links import client_snippet, link, read_link, snippet
 
@@ -150,7 +150,7 @@ class GenerateTab:
         """A new model brings its own settings and a prompt that suits it. What a link says comes first."""
         asked, problems = read_link(query)
         for problem in problems:
-            gr.Warning(problem)
+            gr.Warning(toast(problem))
         prompt = asked.get("prompt", self.playground.example_prompt(place))
         wishes = {name: value for name, value in asked.items() if name not in ("prompt", "int8", "given", "engine")}
         return [prompt, *self.controls.values(self.playground.settings(place, **wishes), asked)]

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.parts import LOAD, Page, secret, view
+from nanogpt_hub.page.parts import LOAD, Page, secret, toast, view
 from nanogpt_hub.playground.facts import chips
 from nanogpt_hub.playground.session import user_message
 
@@ -57,7 +57,7 @@ class Header:
             try:
                 return self.update(self.models.find(name, revision, secret(token)), token, link)
             except (ValueError, OSError) as error:
-                gr.Warning(f"{user_message(error, self.models)}. Here is another model.")
+                gr.Warning(toast(f"{user_message(error, self.models)}. Here is another model."))
         raise ValueError("not even the built-in model could be made; see the log of the program")
 
     def load(self, name: str, revision: str, token: gr.OAuthToken | None) -> list[Any]:

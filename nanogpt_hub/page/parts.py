@@ -22,7 +22,7 @@ def with_user_errors(models: ModelStore, function: Callable) -> Callable:
     """The function with its errors as sentences. Neither page nor client ever sees a stack trace."""
 
     def sentence(error: Exception) -> gr.Error:
-        return gr.Error(user_message(error, models), print_exception=not isinstance(error, ValueError | OSError))
+        return gr.Error(toast(user_message(error, models)), print_exception=not isinstance(error, ValueError | OSError))
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -43,6 +43,11 @@ def with_user_errors(models: ModelStore, function: Callable) -> Callable:
             raise sentence(error) from error
 
     return stream if inspect.isgeneratorfunction(function) else call
+
+
+def toast(text: str) -> str:
+    """A message for a toast, which draws HTML: what it quotes stays text."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def view(name: str, **options: Any) -> gr.HTML:

@@ -4,6 +4,7 @@ info(models, place)["val_loss"], chips(models, place)       # models: a ModelSto
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import read_json
@@ -37,7 +38,7 @@ def chips(models: ModelStore, place: Resolved) -> list[list[str]]:
     config = about["config"]
     revision = f"{place.revision} ({place.sha[:7]})" if place.sha != place.revision else place.sha[:7]
     rows = [
-        ("model", about["model"]),
+        ("model", place.repo_id or "/".join(Path(about["model"]).parts[-2:])),
         ("revision", revision if place.sha else ""),
         ("parameters", short(about["parameters"])),
         ("layers × heads × width", f"{config['n_layer']} × {config['n_head']} × {config['n_embd']}"),

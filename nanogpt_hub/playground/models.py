@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
@@ -180,7 +181,7 @@ class ModelStore:
         token: of a visitor who signed in; what only they may see is kept apart from what all may. Raises LimitError for
         what is not allowed here, HubError and CheckpointError as `resolve` does.
         """
-        name, revision = (name or "").strip(), (revision or "").strip()
+        name, revision = from_address((name or "").strip(), (revision or "").strip())
         name, revision = name or self.default, "" if not name else revision
         self.limits.check("the name", len(name) + len(revision), 500, " characters")
         if name in TINY:
@@ -318,6 +319,17 @@ class ModelStore:
             return place.repo_id
         tiny = {Path(self._home.name) / "tiny" / folder: name for name, folder in TINY.items()} if self._home else {}
         return tiny.get(place.folder, place.folder.as_posix())
+
+
+def from_address(name: str, revision: str) -> tuple[str, str]:
+    """(name, revision) of a model whose page on the Hub was pasted in place of its name."""
+    parts = urlsplit(name if "://" in name else f"https://{name}")
+    if parts.hostname not in ("huggingface.co", "www.huggingface.co", "hf.co"):
+        return name, revision
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    if len(path) > 3 and path[2] in ("tree", "blob", "resolve", "commit"):
+        revision = revision or path[3]
+    return "/".join(path[:2]), revision
 
 
 def is_hidden(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ page needs (`view`), so that one process serves many visitors and tests need no 
 
 import filecmp
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 SMALL_MODEL = 30_000_000  # parameters; below, a lent GPU takes longer to come than the CPU to answer
+PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:)?(?:[\\/][\w.@ -]+)+[\\/]([\w.@-]+)")  # an absolute one; its name stays
 MOST_RUNS = 6  # that are drawn over each other
 TOKENIZER = "tokenizer.json"
 WHOLE = ("max_new_tokens", "seed", *(each.name for each in SAMPLERS.values() if each.kind is int))  # whole numbers
@@ -387,7 +389,7 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 
 def user_message(error: BaseException, models: ModelStore) -> str:
-    """One sentence for the visitor; None of what this machine alone should know is in it."""
+    """One sentence for the visitor. None of what this machine alone should know is in it, folders included."""
     kinds = list(chain(error))
     if models.on_space and any(isinstance(e, GatedRepoError) for e in kinds):
         return "this model is gated: ask for access on its page on the Hub, then sign in above"
@@ -396,5 +398,5 @@ def user_message(error: BaseException, models: ModelStore) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "there is not enough memory for this: try a smaller model or a shorter text"
     if isinstance(error, HubError | ValueError):
-        return str(error)
+        return str(error) if models.any_folder else PATH.sub(r"\1", str(error))
     return f"something went wrong here ({type(error).__name__}); what you had is still there"

@@ -1,5 +1,6 @@
 """What the app's tabs do, tested without the app: rules, the models in memory, records, links, logs."""
 
+import base64
 import json
 import pickle
 import threading
@@ -7,6 +8,7 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 from helpers import HOSTILE, files_of, make_model
 
 from nanogpt_hub.checkpoint import CheckpointError, save_model
@@ -14,17 +16,20 @@ from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
 from nanogpt_hub.playground import facts
-from nanogpt_hub.playground.links import link, snippet
-from nanogpt_hub.playground.models import LimitError, Limits, ModelCache, ModelStore
-from nanogpt_hub.playground.session import Playground, user_message
+from nanogpt_hub.playground.continuation import Tree
+from nanogpt_hub.playground.links import link, pack, read_link, snippet, unpack
+from nanogpt_hub.playground.models import LimitError, Limits, ModelCache, ModelStore, from_address
+from nanogpt_hub.playground.session import Playground, user_message, whole_words
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
+    MOST_STEPS,
     attention_view,
+    kept_steps,
     lens_view,
     next_tokens_view,
     pieces_view,
     safe_markdown,
-    surprise_view,
+    training_view,
 )
 from nanogpt_hub.runs import MAX_POINTS, find_runs, read_run, run_of
 
@@ -263,8 +268,10 @@ def test_writing_is_what_generate_gives(playground, place):
     assert last.text == same.text
     assert last.finish == "length"
     view = last.view()
-    assert "".join(token["t"] for token in view["tokens"]) == last.text
-    assert all(len(token["alts"]) == 8 and 0 <= token["p"] <= 1 for token in view["tokens"])
+    assert "".join(text for text, *_ in view["tokens"]) == last.text
+    assert "".join(text for text, _ in view["prompt"]) == "To be"
+    assert all(0 <= p <= 1 for _, _, p, _ in view["tokens"])
+    assert all(len(token.alternatives) == 8 for token in last.tokens)
     assert json.loads(last.as_json())["text"] == last.text
 
 
@@ -327,8 +334,11 @@ def test_link_and_snippet_give_the_same_again(playground, place, int8):
     assert query.pop("repo") == place.folder.as_posix()
     prompt, stop = query.pop("prompt"), query.pop("stop")
     assert query.pop("int8", None) == ("1" if int8 else None)
-    again = playground.settings(place, stop=stop, **{name: float(value) for name, value in query.items()})
-    *_, same = playground.write(place, prompt, again, int8)
+    asked, problems = read_link(query)
+    assert problems == []
+    engine = asked.pop("engine")
+    assert engine == written.engine == "torch"
+    *_, same = playground.write(place, prompt, playground.settings(place, stop=stop, **asked), int8, engine=engine)
     assert same.tokens == written.tokens
     namespace: dict = {}
     exec(snippet(written), namespace)
@@ -373,6 +383,185 @@ def test_comparison_marks_where_two_part(playground, place, tmp_path):
     assert playground.first_difference(one, two) is None
 
 
+# ---- branches ----
+
+
+def test_a_branch_keeps_what_stands_before_and_its_link_repeats_it(playground, place):
+    *_, first = write(playground, place, max_new_tokens=50)  # longer than the context of 32: windows move
+    config = playground.settings(place, max_new_tokens=20, seed=8)
+    chosen = first.tokens[9].alternatives[2].id
+    *_, branch = playground.extend(first, config, keep=len(first.prompt_ids) + 9, chosen=chosen)
+    assert branch.given == 10
+    assert [token.id for token in branch.tokens[:10]] == [*(token.id for token in first.tokens[:9]), chosen]
+    assert len(branch.tokens) == 30
+    query = parse_qs(urlsplit(link(playground.models, branch)).query)
+    asked, _ = read_link({name: values[0] for name, values in query.items()})
+    *_, again = playground.write(place, "To be", config, given=asked["given"])
+    assert [token.id for token in again.tokens] == [token.id for token in branch.tokens]
+    for one, two in zip(again.tokens, branch.tokens, strict=True):
+        assert one.logprob == pytest.approx(two.logprob, abs=1e-4)
+        assert one.text == two.text
+    namespace: dict = {}
+    exec(snippet(branch), namespace)
+    assert namespace["text"] == branch.prompt + branch.text
+
+
+def test_the_prompt_branches_too(playground, place):
+    *_, first = write(playground, place)
+    config = playground.settings(place, max_new_tokens=5, seed=8)
+    *_, branch = playground.extend(first, config, keep=2, chosen=5)
+    assert branch.prompt == "To"
+    assert branch.tokens[0].id == 5
+    assert len(branch.tokens) == 6
+
+
+def test_continue_goes_on_from_all_of_it(playground, place):
+    *_, first = write(playground, place)
+    *_, longer = playground.extend(first, playground.settings(place, max_new_tokens=7, seed=8))
+    assert longer.text.startswith(first.text)
+    assert len(longer.tokens) == 27
+    assert [token.finish for token in longer.tokens if token.finish] == ["length"]
+
+
+@pytest.mark.parametrize(("keep", "chosen"), [(0, 1), (-1, 1), (99, 1), (5, 10**6), (5, -1)])
+def test_places_and_ids_that_are_not_there(playground, place, keep, chosen):
+    *_, first = write(playground, place)
+    with pytest.raises(ValueError, match=r"no such token|vocabulary"):
+        list(playground.extend(first, playground.settings(place), keep=keep, chosen=chosen))
+
+
+@pytest.mark.parametrize("ids", [[], [0], [127, 128, 50256], [2**31 - 1, 5]])
+def test_ids_travel_in_an_address(ids):
+    assert unpack(pack(ids)) == ids
+
+
+@pytest.mark.parametrize("text", ["*", "gA", "_____w8", "é"])
+def test_a_damaged_branch_leaves_the_rest_of_a_link(text):
+    asked, (problem,) = read_link({"given": text, "prompt": "x", "top_k": "3"})
+    assert asked == {"prompt": "x", "top_k": 3}
+    assert "left out" in problem
+
+
+def test_one_bad_value_in_a_link_leaves_the_rest():
+    asked, problems = read_link({"temperature": "warm", "top_p": "7", "seed": "3", "min_p": "0.1", "engine": "rocket"})
+    assert asked == {"seed": 3, "min_p": 0.1}
+    assert ["temperature" in problems[0], "top_p" in problems[1]] == [True, True]
+
+
+def test_a_tree_of_branches_can_be_walked_and_stays_small(playground, place):
+    *_, made = write(playground, place)
+    tree = Tree().grown(made, None)
+    for _ in range(30):
+        tree = tree.grown(made, 0)
+    assert len(tree.branches) == Tree.MOST
+    assert tree.view()["rows"][0]["number"] == 0, "what others grow from stays"
+    assert tree.at(0).made is made
+    with pytest.raises(ValueError, match="not there any more"):
+        tree.at(1)
+
+
+def test_updates_send_only_what_is_new(playground, place):
+    *_, made = write(playground, place)
+    view = made.view(since=15)
+    assert (view["from"], len(view["tokens"])) == (15, 5)
+    assert "prompt" not in view
+    assert view["run"] == made.view()["run"]
+
+
+def test_a_stopped_text_says_so(playground, place):
+    first, *_ = write(playground, place)
+    assert "generating" in first.status()
+    stopped = first.stop()
+    assert "stopped" in stopped.status()
+    assert stopped.view()["done"]
+    assert stopped.key == first.key
+
+
+# ---- one position ----
+
+
+def numbers(text, kind):
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=kind)
+
+
+def test_a_position_holds_what_the_whole_text_shows(playground, place):
+    *_, made = write(playground, place)
+    n = 15
+    view = playground.position(made, n, playground.settings(place, top_k=5))
+    loaded = playground.models.load(place)
+    text = loaded.tokenizer.decode(list(made.ids[:n]))
+    inside, lens, _ = playground.look(place, text)
+    weights = numbers(view["attention"], torch.uint8).view(2, 2, n) / 255
+    assert torch.allclose(weights, inside.attention[:, :, -1], atol=0.003)
+    found = playground.next_tokens(place, text, playground.settings(place, top_k=5), n=8)
+    probs = numbers(view["logits"], torch.float16).float().softmax(-1)
+    for shown, token in zip(view["shown"], found.tokens, strict=False):
+        assert shown[1] == token.text
+        assert probs[token.id].item() == pytest.approx(token.probs[0], rel=0.01)
+        assert shown[2] == pytest.approx(token.probs[-1], abs=1e-5)
+    assert [row["top"][0][0] for row in view["depths"]] == [row[-1] for row in lens.top_tokens]
+    assert view["depths"][-1]["p"] == pytest.approx(made.tokens[n - 5].prob, rel=1e-3)
+    json.dumps(view, allow_nan=False)
+
+
+def test_the_first_token_and_the_one_after_the_last(playground, place):
+    *_, made = write(playground, place)
+    assert playground.position(made, 0, made.settings)["first"]
+    assert playground.position(made, len(made.ids), made.settings)["id"] is None
+    for n in (-1, len(made.ids) + 1):
+        with pytest.raises(ValueError, match="no such token"):
+            playground.position(made, n, made.settings)
+
+
+def test_a_text_of_one_token_is_shown(playground, place):
+    figures, view = playground.surprise(playground.read(place, "T", playground.settings(place)))
+    assert "One token" in figures
+    assert [name for _, name in view["prompt"]] == ["T"]
+
+
+# ---- messages ----
+
+
+def test_pasted_addresses_are_names():
+    assert from_address("https://huggingface.co/user/name", "") == ("user/name", "")
+    assert from_address("https://huggingface.co/user/name/tree/step-000500/", "") == ("user/name", "step-000500")
+    assert from_address("hf.co/user/name", "main") == ("user/name", "main")
+    assert from_address("user/name", "x") == ("user/name", "x")
+
+
+def test_visitors_see_no_folders_of_the_machine(folder, tmp_path):
+    error = ValueError(f"{tmp_path}/secret/config.json is damaged; see user/name and https://huggingface.co/a/b")
+    told = user_message(error, ModelStore(str(folder)))
+    assert told == "config.json is damaged; see user/name and https://huggingface.co/a/b"
+    assert str(tmp_path) in user_message(error, ModelStore(str(folder), any_folder=True))
+
+
+def test_a_first_prompt_ends_with_a_word():
+    assert whole_words("It was a bright cold day in April, and", 20) == "It was a bright cold"
+    assert whole_words("short", 20) == "short"
+    assert whole_words("x" * 30, 20) == "x" * 20
+
+
+def test_compared_models_share_a_tokenizer(tmp_path):
+    mine = make_model(tmp_path / "mine" / "only")
+    make_model(tmp_path / "other" / "best", text="another alphabet")
+    playground = Playground(ModelStore(str(mine), tmp_path))
+    place = playground.models.find()
+    assert playground.comparison_candidate(place, []) == (mine.as_posix(), "")
+    same = make_model(tmp_path / "third" / "best", seed=7)
+    assert playground.comparison_candidate(place, []) == (same.as_posix(), "")
+
+
+def test_a_text_as_another_model_reads_it(playground, place, tmp_path):
+    other = Resolved(make_model(tmp_path / "other", seed=5))
+    *_, made = write(playground, place)
+    says, view = playground.reread(made, other)
+    assert "bits per token" in says
+    assert len(view["prompt"]) == len(made.ids)
+    strange = Resolved(make_model(tmp_path / "strange", text="To be, another alphabet"))
+    assert playground.reread(made, strange) is None
+
+
 # ---- views ----
 
 
@@ -384,7 +573,10 @@ def test_views_hold_what_was_computed(playground, place):
     maps = attention_view(inside)
     assert len(maps["maps"]) == maps["layers"] == len(maps["maps"][0]) == maps["heads"] == 2
     assert len(lens_view(lens, inside)["rows"]) == 3
-    assert "".join(token["t"] for token in surprise_view(playground.score(place, text))["tokens"]) == text
+    figures, shown = playground.surprise(playground.read(place, text, playground.settings(place)))
+    assert "".join(piece for piece, *_ in shown["prompt"]) == text
+    assert shown["prompt"][0][2] is None
+    assert "bits per character" in figures
     assert [piece["text"] for piece in pieces_view(playground.cut(place, "be\n"))["pieces"]] == ["b", "e", "\n"]
     found = next_tokens_view(playground.next_tokens(place, text, playground.settings(place, top_k=3), n=5))
     assert [row["cells"][-1].get("cut", False) for row in found["rows"]] == [False] * 3 + [True] * 2 + [False]
@@ -439,6 +631,19 @@ def test_runs_are_read_while_they_grow(tmp_path):
     assert (found.sample(500), found.sample(1)) == ("To be", "")
     assert found.going_on()
     assert not found.going_on(time.time() + 1000)
+    shown = training_view([found], kept_steps(found), {500})
+    assert [(step["step"], step["text"], step["usable"]) for step in shown["steps"]] == [(500, "To be", True)]
+    assert shown["live"]
+    assert shown["runs"][0]["curves"]["train_loss"] == curve
+
+
+def test_many_kept_steps_are_thinned(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for n in range(500):
+        (tmp_path / "samples" / f"step-{n:06d}.txt").write_text("x", encoding="utf-8")
+    steps = kept_steps(read_run(tmp_path))
+    assert len(steps) <= MOST_STEPS + 1
+    assert (steps[0], steps[-1]) == (0, 499)
 
 
 def test_steps_of_a_repo_are_its_tags(folder, hub):

@@ -6,7 +6,7 @@
   const { views, make, svg, announce } = nanogpt;
   const NAMES = { train_loss: "training", val_loss: "validation", learning_rate: "learning rate", tokens_per_second: "tokens/s" };
   const W = 640, LEFT = 46, BOTTOM = 24, TOP = 10;
-  const short = (n) => (n >= 1e6 ? (n / 1e6).toFixed(1) + "M" : n >= 1e4 ? (n / 1e3).toFixed(0) + "k" : n >= 1 || n === 0 ? String(+n.toFixed(2)) : n.toPrecision(2));
+  const short = (n) => (n !== 0 && Math.abs(n) < 0.01 ? n.toExponential(1) : n >= 1e6 ? (n / 1e6).toFixed(1) + "M" : n >= 1e3 ? (n / 1e3).toFixed(1) + "k" : String(+n.toFixed(n < 1 ? 3 : 2)));
 
   // Lines over steps: [{points: [[step, value]], name, style}], as one SVG with axes. `cursor` marks a step.
   const chart = (lines, title, H) => {
@@ -31,7 +31,7 @@
   };
 
   const linesOf = (runs, keys) =>
-    runs.flatMap((run, r) => keys.map((key, k) => ({ points: run.curves[key] ?? [], name: [runs.length > 1 || keys.length === 1 ? run.name : "", keys.length > 1 ? NAMES[key] : ""].filter(Boolean).join(": "), style: `run${r % 3} ${keys.length > 1 && k === 0 ? "thin" : ""}` })))
+    runs.flatMap((run, r) => keys.map((key, k) => ({ points: run.curves[key] ?? [], name: [runs.length > 1 || keys.length === 1 ? run.name : "", keys.length > 1 ? NAMES[key] : ""].filter(Boolean).join(": "), style: `run${r % 3} ${k === 0 && run.curves[keys[1]]?.length ? "thin" : ""}` })))
       .filter((line) => line.points.length);
 
   const figure = (lines, title, H = 240) => {
