@@ -17,7 +17,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nanogpt-hub-tests-")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
-os.environ["NANOGPT_HUB_ENGINE"] = "torch"  # compiled code only where a test asks for it: the same every time
+os.environ.setdefault("NANOGPT_HUB_ENGINE", "torch")  # compiled code only where a test or a lane asks for it
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

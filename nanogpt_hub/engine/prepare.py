@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -52,13 +53,18 @@ class Stamp(NamedTuple):
     when: float = 0.0  # seconds since 1970
     seconds: float = 0.0  # that compiling and checking took
     target: str = ""  # CPU that the code was compiled for
+    pid: int = 0  # of the process that compiled
 
     @property
     def may_try(self) -> bool:
         """Whether a child is worth starting."""
         if self.status == "ready":
             return False
-        return self.attempts < ATTEMPTS or not 0 <= time.time() - self.when < TRY_AGAIN
+        return self.attempts < ATTEMPTS or self.is_old
+
+    @property
+    def is_old(self) -> bool:
+        return not 0 <= time.time() - self.when < TRY_AGAIN
 
 
 @cache
@@ -159,22 +165,27 @@ def last_words(path: Path) -> str:
 
 
 def compile_and_check(path: Path) -> str:
-    """Compiles every entry point into a folder's code/, loads it as any process will, and compares it with the plain
-    way. Returns the CPU it is for. Raises whatever goes wrong."""
+    """Compiles every entry point into a folder, loads it as any process will, and compares it with the plain way.
+    Returns the CPU it is for. Raises whatever goes wrong."""
     import torch
     from numba.core.ccallback import CFunc
 
     from nanogpt_hub.engine import check, numba_decoder, numba_sampler, threads, tuning
 
-    with threads.code_in(path / CODE):
-        for work in (numba_decoder.decode_pass, numba_sampler.sample_rows):
+    def compiled(work: Callable) -> None:
+        with threads.code_in(path / CODE):
             threads.entry_point.__wrapped__(work, CFunc)
             threads.entry_point(work)
+
+    compiled(numba_sampler.sample_rows)  # the smaller one first: what fails, fails soon
     for count in (1, 2):
         torch.set_num_threads(count)
-        numba_decoder.PER_THREAD_BYTES = 1  # tiny models too go through as many threads as there are
-        check.check_decoder(numba_decoder.NumbaDecoder)
         check.check_sampler(numba_sampler.choose)
+    compiled(numba_decoder.decode_pass)
+    numba_decoder.PER_THREAD_BYTES = 1  # tiny models too go through as many threads as there are
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        check.check_decoder(numba_decoder.NumbaDecoder)
     name = tuning.target()[1]
     return f"{name}, vectors of {8 * tuning.vector_bytes()} bits" + (", VNNI" if tuning.dot_of_bytes() else "")
 
@@ -185,7 +196,8 @@ def run_child(path: Path) -> int:
     try:
         with lock_of(path).acquire(timeout=0):
             started, before = time.time(), read_stamp(path)
-            stamp = Stamp("started", attempts=before.attempts + 1 if before.may_try else 1, when=started)
+            attempts = 1 if before.is_old else before.attempts + 1
+            stamp = Stamp("started", attempts=attempts, when=started, pid=os.getpid())
             write_stamp(path, stamp)
             faulthandler.dump_traceback_later(seconds, exit=True)  # ends an endless loop, wherever it is
             try:
