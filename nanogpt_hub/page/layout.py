@@ -41,8 +41,9 @@ def make_theme() -> gr.themes.Base:
     theme = gr.themes.Base(
         primary_hue=BLUE, secondary_hue=BLUE, neutral_hue=PAPER,
         radius_size=gr.themes.sizes.radius_sm, spacing_size=gr.themes.sizes.spacing_md,
-        font=[local("IBM Plex Sans", weights=(400, 600)), local("Lora", weights=(400, 600)), "system-ui", "sans-serif"],
-        font_mono=[local("IBM Plex Mono", weights=(400, 600)), "ui-monospace", "Consolas", "monospace"],
+        # Regular and bold alone: gradio's other weights of this type, and its Lora, lack the Latin letters.
+        font=[local("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=[local("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "Consolas", "monospace"],
     )  # fmt: skip
     muted, muted_dark = "*neutral_600", "*neutral_300"
     return theme.set(
