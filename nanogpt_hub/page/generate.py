@@ -60,6 +60,7 @@ class GenerateTab:
             page.on(self.panel.select, self.branch, [self.tree, *self.settings], self.shown, **working),
         ]
         changed = [self.prompt, *self.controls.fields, self.controls.int8]
+        page.on(events[2].success, self.fork, [self.tree, *self.settings], self.panel, turn=MODEL)
         filled = page.on_model(self.fill, [page.place, page.link], changed)
         events.append(page.on(filled.success, self.first_text, [page.link, *fresh], self.shown, **working))
         page.on(events[-1].success, self.first_token, [self.tree, *self.settings], self.panel, turn=MODEL)
@@ -145,6 +146,11 @@ class GenerateTab:
         early = made.tokens[made.given : made.given + 24] or made.tokens[-1:]
         n = min(range(len(early)), key=lambda place: early[place].logprob)
         return self.look(made, len(made.prompt_ids) + made.given + n, values)
+
+    def fork(self, tree: Tree, int8: bool, *values: Any) -> dict | None:
+        """After a branch the panel shows where it began."""
+        made = tree.made
+        return self.look(made, len(made.prompt_ids) + made.given - 1, values) if made and made.given else None
 
     def fill(self, place: Resolved, query: dict[str, str]) -> list[Any]:
         """A new model brings its own settings and a prompt that suits it. What a link says comes first."""

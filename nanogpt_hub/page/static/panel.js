@@ -17,7 +17,9 @@
       if (title) title.replaceChildren(make("span", "muted", `reading … ${text}`));
     };
     root.classList.remove("waiting");
-    if (!data) return root.replaceChildren(make("p", "hint", "Choose any token of the text to see how the model came to it."));
+    const hint = () => root.replaceChildren(make("p", "hint", "Choose any token of the text to see how the model came to it."));
+    root.forget = (run) => run !== data?.run && hint();
+    if (!data) return hint();
     const text = viewOf(data.text);
     text?.state && text.mark(data.n);
     if (data.first) {

@@ -81,10 +81,13 @@
     if (!data?.tokens) return root.replaceChildren();
     if (!root.choose) equip(root);
     const fresh = root.state?.run !== data.run;
-    if (fresh && data.from > 0) return; // its beginning was missed; all of it comes at the end
-    if (fresh) start(root, data);
-    const state = root.state;
     root.panel = data.panel ?? root.panel;
+    if (fresh && data.from > 0) return; // its beginning was missed; all of it comes at the end
+    if (fresh) {
+      start(root, data);
+      if (root.panel) viewOf(root.panel)?.forget?.(data.run); // it showed a token of another text
+    }
+    const state = root.state;
     if (data.from > state.drawn) return;
     data.tokens.slice(state.drawn - data.from).forEach(([shown, name, p, q]) => {
       const chosen = state.drawn < data.given ? " given" : "";
