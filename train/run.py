@@ -24,6 +24,7 @@ from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
+from train.budget import keep_to_minutes
 from train.config import TrainConfig, parse
 from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
@@ -95,6 +96,8 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
     if state is not None:
         trainer.resume(state)
+    if config.minutes:
+        config = keep_to_minutes(trainer, parsed, state is not None, say)
     for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
         say(line)
     if trainer.progress.step >= config.max_steps:
