@@ -189,6 +189,9 @@ class TrainConfig:
         "auto"  # auto takes bf16 or fp16 only where the hardware has it
     )
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    fast_cpu: bool = (
+        True  # on a CPU, attention, norms and activation of the trainer's own; false: model.py's as they are
+    )
     activation_checkpointing: bool = False  # run each block again in the backward pass: less memory, a third slower
     log_interval: int = 10  # steps between log lines
     trackers: list[str] = field(default_factory=list)  # any of tensorboard, wandb, trackio

@@ -34,6 +34,7 @@ from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.attention import use_short_attention
 from train.config import TrainConfig
 from train.data import Data
+from train.elementwise import use_fewer_passes
 from train.facts import merged, progress_facts
 from train.hardware import (
     flops_per_token,
@@ -134,8 +135,9 @@ class Trainer:
         self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and config.fast_cpu:
             use_short_attention(gpt)
+            use_fewer_passes(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
@@ -460,7 +462,7 @@ def micro_batch_size(config: TrainConfig, world: int) -> int:
 def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str, device: str) -> int:
     """An estimate of the memory of a step; weights that are not trained have neither gradients nor moments."""
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
-    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu"}
+    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu" and config.fast_cpu}
     return 4 * (gpt.num_params() - trained) + training_bytes(gpt.config, trained, micro_batch_size, precision, **kept)
 
 
