@@ -190,7 +190,7 @@ class TrainConfig:
     )
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
     fast_cpu: bool = (
-        True  # on a CPU, attention, norms and activation of the trainer's own; false: model.py's as they are
+        True  # on a CPU: the trainer's own attention and freed memory kept; false: the plain way, a check of these two
     )
     activation_checkpointing: bool = False  # run each block again in the backward pass: less memory, a third slower
     log_interval: int = 10  # steps between log lines

@@ -35,7 +35,6 @@ from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.attention import use_short_attention
 from train.config import TrainConfig
 from train.data import Data
-from train.elementwise import use_fewer_passes
 from train.facts import merged, progress_facts
 from train.hardware import (
     flops_per_token,
@@ -138,7 +137,6 @@ class Trainer:
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
         if self.device.type == "cpu" and config.fast_cpu:
             use_short_attention(gpt)
-            use_fewer_passes(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
