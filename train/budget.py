@@ -17,6 +17,7 @@ from statistics import median
 
 import torch
 import yaml
+from accelerate import PartialState
 from jsonargparse import Namespace
 
 from nanogpt_hub.evaluate import BATCH_TOKENS
@@ -31,39 +32,48 @@ SAMPLE_TOKENS = 16  # of a sample, timed for all of them
 KEPT = 0.97  # of the time, for steps and evaluations; the rest is for saving
 
 
-def keep_to_minutes(trainer: Trainer, parsed: Namespace, resumed: bool, say: Callable[[str], None]) -> TrainConfig:
-    """Fixes `max_steps` by `minutes` in the trainer, its facts and `parsed`, and returns the config of now.
+def keep_recorded_steps(config: TrainConfig, parsed: Namespace) -> TrainConfig:
+    """For `minutes` in a folder that holds a run: the config with the steps that it began with, in `parsed`, too.
 
-    A run that goes on keeps the number that it began with. All processes get the same. Raises ValueError where there is
-    not time for a single step, or where a run that goes on does not say its number.
+    Raises ValueError where a run that would go on does not say them.
+    """
+    out = Path(config.out_dir)
+    recorded = any((out / name).is_file() for name in ("config.yaml", "state/state.json"))
+    if not config.minutes or parsed.overwrite or not recorded:
+        return config
+    try:
+        steps = int(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["max_steps"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{out / 'config.yaml'} does not say the max_steps that the run began with ({type(error).__name__}); give "
+            "--max_steps instead of minutes"
+        ) from error
+    PartialState().print(f"time: the run keeps the {steps:,} steps that it began with")
+    return with_given(config, parsed, steps)
+
+
+def fix_steps(trainer: Trainer, parsed: Namespace) -> str:
+    """Turns `minutes` into max_steps in the trainer, its facts and `parsed`, and returns the sentence that says so.
+
+    All processes get the same number. Raises ValueError where there is not time for a single step.
     """
     config = trainer.config
-    if resumed:
-        steps = recorded_steps(trainer.out)
-        say(f"time: the run keeps the {steps:,} steps that it began with")
-    else:
-        steps, tokens_per_second = steps_in(60 * config.minutes, trainer)
-        say(
-            f"time: {config.minutes:g} minutes hold {steps:,} steps at {tokens_per_second:,.0f} tokens/s, evaluations "
-            f"included; max_steps is {steps}"
-        )
-    parsed.max_steps, parsed.minutes = steps, 0.0
-    trainer.config = replace(config, max_steps=steps, minutes=0.0)
+    steps, tokens_per_second = steps_in(60 * config.minutes, trainer)
+    trainer.config = with_given(config, parsed, steps)
     training = trainer.facts.get("training", {})
     if "hyperparameters" in training:
         training["hyperparameters"]["max_steps"] = steps
         training["command"] = with_steps(training["command"], steps)
-    return trainer.config
+    return (
+        f"time: {config.minutes:g} minutes hold {steps:,} steps at {tokens_per_second:,.0f} tokens/s, evaluations "
+        f"included; max_steps is {steps}"
+    )
 
 
-def recorded_steps(out: Path) -> int:
-    """The `max_steps` of the run in a folder. Raises ValueError where its config.yaml does not say it."""
-    try:
-        return int(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["max_steps"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{out / 'config.yaml'} does not say the max_steps that the run began with ({error}); give --max_steps"
-        ) from error
+def with_given(config: TrainConfig, parsed: Namespace, steps: int) -> TrainConfig:
+    """As if `max_steps` had been given, and no time."""
+    parsed.max_steps, parsed.minutes = steps, 0.0
+    return replace(config, max_steps=steps, minutes=0.0)
 
 
 def with_steps(command: str, steps: int) -> str:

@@ -22,7 +22,6 @@ MakeDecoder = Callable[[GPT, KVCache], PlainDecoder]
 FLOAT32_TOLERANCE, INT8_TOLERANCE = 1e-3, 3e-2
 FLOAT16_TOLERANCE = 5e-2  # of models in half precision
 PIECES = (2, 1)  # tokens a pass: a prefill and a step, of which the step goes the fast way in every decoder
-WHOLE_CONTEXT = 300  # tokens of a context that is compared to its end
 
 
 @torch.inference_mode()
@@ -73,15 +72,9 @@ def tolerance(model: GPT) -> float:
     return INT8_TOLERANCE if any(type(module) is Int8Linear for module in model.modules()) else FLOAT32_TOLERANCE
 
 
-def context_pieces(block_size: int, whole: bool) -> tuple[int, ...]:
-    """What is compared at first use: two passes or, of a core that nobody has checked, a context to its end, since an
-    edit may show only there (a window, a table of positions)."""
-    if block_size < sum(PIECES):
-        return (1,) * block_size
-    if not whole:
-        return PIECES
-    length = min(block_size, WHOLE_CONTEXT)
-    return (1, length - 3, 1, 1) if length > 4 else (1,) * length
+def pieces_for(block_size: int) -> tuple[int, ...]:
+    """The passes that are compared at first use: a prefill and a step, as far as they fit the context."""
+    return PIECES if block_size >= sum(PIECES) else (1,) * block_size
 
 
 # ---- all kinds of models and draws, once, before compiled code is used ----

@@ -12,7 +12,8 @@
 | auto  | numba where its code is ready and stamped (prepare.py), else torch |
 
 Each of the fast ones is compared with model.py at first use with a model (check.py). Where it does not know the model
-or gives other numbers, the next slower one takes its place, with a sentence in the log. `NANOGPT_HUB_ENGINE` sets what
+or gives other numbers, the next slower one takes its place, with a sentence in the log; where model.py was edited, all
+goes the plain way. `NANOGPT_HUB_ENGINE` sets what
 "auto" means when nothing else is asked for.
 """
 
@@ -27,7 +28,8 @@ from types import ModuleType
 
 import torch
 
-from nanogpt_hub.engine.check import context_pieces, first_difference
+from nanogpt_hub.core import running_core
+from nanogpt_hub.engine.check import first_difference, pieces_for
 from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure
 from nanogpt_hub.model import GPT, KVCache
 
@@ -45,10 +47,13 @@ class Engine:
     code: ModuleType | None = None  # numba_decoder.py, its compiled code loaded
 
     def decoder(self, model: GPT, cache: KVCache) -> PlainDecoder:
-        """The fastest decoder of this engine that knows the model and was seen to agree with it."""
+        """The fastest decoder of this engine that knows the model and was seen to agree with it. With an edited core it
+        is model.py itself: an edit may show only far into a context, or once the weights are trained."""
+        if self.name == "plain" or not core_is_known():
+            return PlainDecoder(model, cache)
         if self.code and self.code.supports(model, cache) and agrees(model, self.code.NumbaDecoder):
             return self.code.NumbaDecoder(model, cache)
-        if self.name != "plain" and known_structure(model) and agrees(model, TorchDecoder):
+        if known_structure(model) and agrees(model, TorchDecoder):
             return TorchDecoder(model, cache)
         return PlainDecoder(model, cache)
 
@@ -65,9 +70,8 @@ def agrees(model: GPT, decoder: type[PlainDecoder]) -> bool:
     """Whether a decoder gives what the model gives: compared at first use, then remembered for the model."""
     known = verdicts.setdefault(model, {})
     if decoder not in known:
-        pieces = context_pieces(model.config.block_size, whole=not core_is_known())
         try:
-            difference = first_difference(model, decoder, pieces=pieces)
+            difference = first_difference(model, decoder, pieces=pieces_for(model.config.block_size))
         except Exception as error:  # a core may be edited in any way; what matters is that the plain way goes on
             difference = f"{type(error).__name__}: {error}"
         known[decoder] = difference is None
@@ -80,8 +84,8 @@ def agrees(model: GPT, decoder: type[PlainDecoder]) -> bool:
 
 
 def core_is_known() -> bool:
-    """Whether model.py is the one that the fast decoders were written for."""
-    return True
+    """Whether model.py, as this process runs it, is the one that the fast decoders repeat."""
+    return not running_core().changed
 
 
 # ---- compiled code ----
