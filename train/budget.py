@@ -63,7 +63,7 @@ def fix_steps(trainer: Trainer, parsed: Namespace) -> str:
     training = trainer.facts.get("training", {})
     if "hyperparameters" in training:
         training["hyperparameters"]["max_steps"] = steps
-        training["command"] = with_steps(training["command"], steps)
+        training["command"] = " ".join(with_steps(training["command"].split(" "), steps))
     return (
         f"time: {config.minutes:g} minutes hold {steps:,} steps at {tokens_per_second:,.0f} tokens/s, evaluations "
         f"included; max_steps is {steps}"
@@ -76,13 +76,13 @@ def with_given(config: TrainConfig, parsed: Namespace, steps: int) -> TrainConfi
     return replace(config, max_steps=steps, minutes=0.0)
 
 
-def with_steps(command: str, steps: int) -> str:
-    """The command with the number of steps instead of the minutes."""
-    words = command.split(" ")
-    while "--minutes" in words:
-        at = words.index("--minutes")
-        del words[at : at + 2]
-    return " ".join([*(word for word in words if not word.startswith("--minutes=")), "--max_steps", str(steps)])
+def with_steps(words: list[str], steps: int) -> list[str]:
+    """The words of a command with the number of steps instead of the minutes."""
+    kept = [word for word in words if not word.startswith("--minutes=")]
+    while "--minutes" in kept:
+        at = kept.index("--minutes")
+        del kept[at : at + 2]
+    return [*kept, "--max_steps", str(steps)]
 
 
 def steps_in(seconds: float, trainer: Trainer) -> tuple[int, float]:

@@ -20,7 +20,7 @@ from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
-from train.budget import fix_steps, keep_recorded_steps
+from train.budget import fix_steps, keep_recorded_steps, with_steps
 from train.config import TrainConfig, parse
 from train.data import Data
 from train.facts import change_line, command_line, flat, lasting_facts
@@ -107,7 +107,8 @@ def run(
 ) -> int:
     """Prepares everything, trains, and says what came of it."""
     out, processes = Path(config.out_dir), PartialState()
-    config = keep_recorded_steps(config, parsed)
+    given, config = config, keep_recorded_steps(config, parsed)
+    argv = argv if config is given else with_steps(argv, config.max_steps)
     state = find_state(out, parsed, parser)
     say = processes.print
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None

@@ -102,6 +102,9 @@ def test_a_resume_keeps_the_steps_that_the_minutes_were(flags, clock, tmp_path, 
     assert pretrain.main(flags) == 0  # the same command again
     assert f"time: the run keeps the {steps:,} steps that it began with" in capsys.readouterr().out
     assert settings(tmp_path / "run")["max_steps"] == steps == len(losses(tmp_path / "run"))
+    training = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["training"]
+    assert training["command"].endswith(f"--max_steps {steps}")
+    assert "minutes" not in training["command"]
     flags[flags.index("--minutes") :] = ["--max_steps", str(steps), "--out_dir", str(tmp_path / "counted")]
     assert pretrain.main(flags) == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "counted")
