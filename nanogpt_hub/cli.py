@@ -31,7 +31,7 @@ from nanogpt_hub.checkpoint import (
 )
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
+from nanogpt_hub.engine.select import ENGINES, engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
@@ -177,7 +177,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def prepare_engine(args: argparse.Namespace) -> None:
     """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
-    if engine_setting(args.engine) == "numba" and preparation.poll() is None and not preparation.over:
+    if (args.engine or engine_setting()) == "numba" and preparation.poll() is None and not preparation.over:
         say("preparing the compiled engine, once for this machine: about a minute ...")
         preparation.wait()
 
@@ -226,6 +226,7 @@ def add_eval(commands) -> None:
         "--max-windows", type=int, default=0, metavar="INT",
         help="only the first so many pieces of the model's context length (default: 0, the whole text)",
     )  # fmt: skip
+    add_engine(parser, "; the default here is plain")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -239,15 +240,19 @@ def evaluate_model(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(place, args)
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, and so cannot read a text")
-    result = evaluate(model, tokenizer, source, args.max_windows)
+    prepare_engine(args)
+    engine = open_engine(args.engine or "plain", model.wte.weight.device)
+    result = evaluate(model, tokenizer, source, args.max_windows, engine=engine)
     measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
     if args.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         counts = {"tokens": result.tokens, "bytes": result.bytes, "max_windows": args.max_windows}
-        print(json.dumps({"model": str(place), "data": source.describe(), **numbers, **counts}, indent=2))
+        about = {"model": str(place), "data": source.describe(), "engine": engine.name}
+        print(json.dumps({**about, **numbers, **counts}, indent=2))
         return
     print(f"model          {place}")
     print(f"data           {source.name}")
+    print(f"engine         {engine.name}")
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.4g}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")

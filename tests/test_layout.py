@@ -29,7 +29,7 @@ ROOMS = {
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
     "mixture": {"sources", "formats"},
     "duplicates": {"sources", "formats"},
-    "evaluate": {"model", "tokenizer", "sources", "generate"},
+    "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
     "hub.readme": set(),
     "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
