@@ -20,6 +20,7 @@ from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
+from train.budget import fix_steps, keep_recorded_steps, with_steps
 from train.config import TrainConfig, parse
 from train.data import Data
 from train.facts import change_line, command_line, flat, lasting_facts
@@ -106,6 +107,8 @@ def run(
 ) -> int:
     """Prepares everything, trains, and says what came of it."""
     out, processes = Path(config.out_dir), PartialState()
+    given, config = config, keep_recorded_steps(config, parsed)
+    argv = argv if config is given else with_steps(argv, config.max_steps)
     state = find_state(out, parsed, parser)
     say = processes.print
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
@@ -118,7 +121,10 @@ def run(
         trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
         if state is not None:
             trainer.resume(state)
-        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
+        if config.minutes:
+            wait_for(lambda: data.batches.ready(0, config.batch_size), data.tokenizing)
+            lines = [*lines, fix_steps(trainer, parsed)]
+        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(trainer.config, trainer)):
             say(line)
         for line in resume_lines(trainer, state):
             say(line)

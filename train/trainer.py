@@ -156,7 +156,7 @@ class Trainer:
         self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
         self.save_bytes = save_bytes(gpt, optimizer)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and config.fast_cpu:
             use_short_attention(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
