@@ -27,15 +27,15 @@ import gradio as gr
 import pandas as pd
 import torch
 
-from nanogpt_hub import views
-from nanogpt_hub.api import Api
-from nanogpt_hub.compiler import compiler
-from nanogpt_hub.generate import SamplingConfig
-from nanogpt_hub.hub import Resolved
-from nanogpt_hub.playground import Playground, Writing, explain
+from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.hub.resolve import Resolved
+from nanogpt_hub.playground import views
+from nanogpt_hub.playground.api import Api
+from nanogpt_hub.playground.session import Playground, Writing, explain
 from nanogpt_hub.runs import CURVES, Run
+from nanogpt_hub.sampling import SamplingConfig
 
-PAGE = Path(__file__).parent / "nanogpt_hub" / "page"
+PAGE = Path(__file__).parent / "nanogpt_hub" / "page" / "static"
 MODEL, LOAD, LIGHT = "model", "load", "light"  # what waits for the same turn: computing, loading, everything else
 # Nothing on the page may come from elsewhere, whatever the text of a model or a card asks for.
 POLICY = (
@@ -87,7 +87,7 @@ def speaks(playground: Playground, function: Callable) -> Callable:
 
 
 def view(name: str, **options) -> gr.HTML:
-    """A part of the page that nanogpt_hub/page/views.js draws from JSON."""
+    """A part of the page that nanogpt_hub/page/static/views.js draws from JSON."""
     return gr.HTML(
         html_template=f'<div class="view {name}"></div>',
         js_on_load=f'drawView("{name}", element, props, watch)',

@@ -25,7 +25,7 @@ import torch
 from benchmarks.common import alternate, ratio, reader, report, times, workers
 from benchmarks.peers import NanoGPT, Ours, Transformers, counterpart, installed, random_folder, ways
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.compiler import compiler
+from nanogpt_hub.engine.select import compiler
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT
 

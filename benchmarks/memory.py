@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import in_fresh_process, process_peak, report
 from benchmarks.peers import nanogpt_module
-from nanogpt_hub.convert import empty_model
+from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig
 from train.hardware import training_bytes
 from train.loss import recompute_blocks

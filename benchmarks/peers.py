@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from nanogpt_hub.checkpoint import load_model, save_model
-from nanogpt_hub.compiler import compiler
-from nanogpt_hub.generate import SamplingConfig, stream_tokens
+from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.quantize import quantize_int8
+from nanogpt_hub.sampling import SamplingConfig
 
 TEMPERATURE, TOP_K = 0.8, 200  # those of nanoGPT's sample.py, for everyone
 Prompts = list[list[int]]  # token ids; those of a batch are equally long

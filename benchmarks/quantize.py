@@ -16,10 +16,11 @@ from torch import nn
 
 from benchmarks.common import alternate, ratio, read_bandwidth, report
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.evaluate import evaluate
-from nanogpt_hub.generate import SamplingConfig, stream_tokens
+from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
-from nanogpt_hub.quantize import quantize_int8
+from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.sources import open_source
 
 BYTES = {"float32": 4, "int8": 1}  # of a weight

@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.common import alternate, ratio, report
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.compiler import compiler
-from nanogpt_hub.generate import SamplingConfig, stream_tokens
+from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
-from nanogpt_hub.quantize import quantize_int8
+from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.speculate import Speculator
 
 CASES = {"repetitive (temperature 0)": 0.0, "new (temperature 0.8)": 0.8}

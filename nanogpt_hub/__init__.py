@@ -4,12 +4,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 from nanogpt_hub.checkpoint import load_model, save_model
-from nanogpt_hub.generate import SamplingConfig, generate, stream_text
+from nanogpt_hub.generate import generate, stream_text
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.sampling import SamplingConfig
 
 if TYPE_CHECKING:
-    from nanogpt_hub.hub import from_pretrained
-    from nanogpt_hub.publish import push_to_hub
+    from nanogpt_hub.hub.publish import push_to_hub
+    from nanogpt_hub.hub.resolve import from_pretrained
 
 __all__ = [
     "GPT",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 # What talks to the Hub is imported when it is first asked for: the client takes as long as half of a model's loading.
-LATER = {"from_pretrained": "nanogpt_hub.hub", "push_to_hub": "nanogpt_hub.publish"}
+LATER = {"from_pretrained": "nanogpt_hub.hub.resolve", "push_to_hub": "nanogpt_hub.hub.publish"}
 
 
 def __getattr__(name: str):

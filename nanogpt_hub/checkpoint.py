@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanogpt_hub.convert import (
+from nanogpt_hub.families import (
     config_from_hf,
     config_to_hf,
     empty_model,

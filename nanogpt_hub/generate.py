@@ -11,182 +11,31 @@ Shape legend:  B rows of the batch   T tokens of this call   V vocab_size
 """
 
 import copy
-import json
 import math
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, overload
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor
 
-from nanogpt_hub.compiler import best_chooser, best_decoder
+from nanogpt_hub.engine.select import best_decoder
 from nanogpt_hub.model import GPT, KVCache
+from nanogpt_hub.sampling import (
+    Alternative,
+    Drawn,
+    SamplingConfig,
+    draw,
+    filter_logits,
+    pick,
+    seen_tokens,
+    usable_logits,
+)
 from nanogpt_hub.tokenizer import StreamDecoder, Tokenizer
 
 Finish = Literal["length", "stop", "eot", "time"]
-GREEDY_BELOW = 1e-5  # a temperature under this counts as 0; float32 cannot divide by much less
-LARGEST_LOGIT = 1e30  # infinite logits become this: finite in float32 under any penalty, so never inf - inf
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen and when to stop. Checked when made (ValueError)."""
-
-    max_new_tokens: int = 200  # per prompt
-    temperature: float = 0.8  # below 1 sharpens, above 1 flattens; 0 always takes the likeliest token (greedy)
-    top_k: int | None = 200  # only the k likeliest tokens; 0 or None for all
-    top_p: float = 1.0  # only the likeliest tokens that together reach this probability (arXiv:1904.09751)
-    min_p: float = 0.0  # only tokens at least this likely, relative to the likeliest (arXiv:2407.01082)
-    repetition_penalty: float = 1.0  # above 1 disfavours the tokens that the row has already (arXiv:1909.05858)
-    seed: int | None = None  # row i of a batch draws with seed + i; None draws a seed, which the result tells
-    stop: tuple[str, ...] = ()  # the text ends before the first of these strings
-    stop_tokens: tuple[int, ...] | None = None  # ids that end a row; None means the tokenizer's end-of-text, () none
-    max_seconds: float | None = None  # stop all rows after this time; None for no limit
-
-    def __post_init__(self):
-        for name in ("stop", "stop_tokens"):  # a lone string would otherwise be taken for its letters
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
-        for name, kind, least, most in (
-            ("max_new_tokens", int, 1, math.inf), ("temperature", float, 0, 10**6), ("top_k", int, 0, math.inf),
-            ("top_p", float, 0, 1), ("min_p", float, 0, 1), ("repetition_penalty", float, 1e-6, 10**6),
-            ("seed", int, 0, 2**53), ("max_seconds", float, 0, 10**9),  # JSON keeps integers up to 2**53
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is None and name in ("top_k", "seed", "max_seconds"):
-                continue
-            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            if not number or not least <= value <= most:
-                what = "a whole number" if kind is int else "a number"
-                up_to = f" and at most {most:,}" if most < math.inf else ""
-                raise ValueError(f"{name} is {value!r}; it must be {what} of at least {least}{up_to}")
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"stop is {self.stop!r}; each stop string must be a text of at least one character")
-        if not all(isinstance(token, int) for token in self.stop_tokens or ()):
-            raise ValueError(f"stop_tokens is {self.stop_tokens!r}; it must hold token ids")
-
-    def seeded(self) -> "SamplingConfig":
-        """The same with a seed drawn where there was none, so that the result can be had again."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
-
-    @classmethod
-    def from_folder(cls, folder: str | Path, **overrides) -> "SamplingConfig":
-        """The defaults of a model folder (its generation_config.json, where it has one), single fields overridden.
-
-        Raises ValueError for a file that is no JSON object, or holds a value that is not allowed.
-        """
-        path = Path(folder) / "generation_config.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            names = {field.name for field in fields(cls)} - {"seed", "stop", "stop_tokens", "max_seconds"}
-            values = {name: found[name] for name in names if found.get(name) is not None}
-            if found.get("do_sample") is False:
-                values["temperature"] = 0.0
-            defaults = cls(**values)
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} does not hold sampling defaults: {error}") from error
-        return replace(defaults, **overrides)
-
-
-# ---- choosing a token: small functions on logits (B, V); a token that is cut has the logit -inf ----
-
-
-def usable_logits(logits: Tensor, vocab_size: int) -> Tensor:
-    """Float32 logits (B, V) without infinities, the ids from `vocab_size` on masked.
-
-    A model's vocabulary may exceed its tokenizer's (padding to 64 is faster); what is surplus has no text.
-    """
-    logits = logits.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-    if vocab_size < logits.size(-1):
-        logits[:, vocab_size:] = -math.inf
-    return logits
-
-
-def apply_repetition_penalty(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
-    """Moves the logits of `seen` tokens (B, V) down: positive ones are divided by `penalty`, others multiplied."""
-    changed = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, changed, logits)
-
-
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divides by `temperature`, the largest logit moved to 0 first; at 0 only the likeliest token is left."""
-    if temperature < GREEDY_BELOW:
-        return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
-
-
-def apply_top_k(logits: Tensor, k: int) -> Tensor:
-    """Cuts all but the `k` likeliest tokens; those that tie with the last of them stay too."""
-    threshold = logits.topk(min(k, logits.size(-1))).values[..., -1:]
-    return logits.masked_fill(logits < threshold, -math.inf)
-
-
-def apply_top_p(logits: Tensor, p: float) -> Tensor:
-    """Cuts the tokens before which, from the likeliest down, probability `p` is reached. The likeliest stays."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(-1)
-    cut = probs.cumsum(-1) - probs >= p
-    cut[..., 0] = False
-    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
-
-
-def apply_min_p(logits: Tensor, p: float) -> Tensor:
-    """Cuts the tokens less likely than `p` times the likeliest."""
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
-
-
-def sampler_stages(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-    """The logits (B, V) as the model gives them ("model") and after each sampler that is on, by its field's name.
-
-    The order is that of Transformers, so the same settings give the same distribution there. `seen` (B, V) marks the
-    tokens a row holds already (`seen_tokens`). The softmax of a stage is its distribution; -inf marks what was cut.
-    """
-    yield "model", logits
-    if config.repetition_penalty != 1 and seen is not None:
-        logits = apply_repetition_penalty(logits, config.repetition_penalty, seen)
-        yield "repetition_penalty", logits
-    if config.temperature != 1:
-        logits = apply_temperature(logits, config.temperature)
-        yield "temperature", logits
-    if config.top_k and config.top_k < logits.size(-1):
-        logits = apply_top_k(logits, config.top_k)
-        yield "top_k", logits
-    if config.top_p < 1:
-        logits = apply_top_p(logits, config.top_p)
-        yield "top_p", logits
-    if config.min_p > 0:
-        logits = apply_min_p(logits, config.min_p)
-        yield "min_p", logits
-
-
-def filter_logits(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
-    """The logits (B, V) after the last of `sampler_stages`: a token is drawn from their softmax."""
-    *_, (_, filtered) = sampler_stages(logits, config, seen)
-    return filtered
-
-
-def seen_tokens(batch: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
-    """(B, V) booleans: which tokens each row holds."""
-    seen = torch.zeros(len(batch), vocab_size, dtype=torch.bool)
-    for row, tokens in zip(seen, batch, strict=True):
-        row[list(set(tokens))] = True
-    return seen
-
-
-def pick(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token of each row (B,) whose share of probs (B, V), laid end to end, holds `uniform` (B, 1) in [0, 1).
-
-    One number a token, drawn on the CPU, gives the same choice on every device. Whatever the rounding of the sums, a
-    token of probability zero reaches 0, which is never above the number looked for.
-    """
-    reach = torch.where(probs > 0, probs.cumsum(-1), 0.0)
-    return (reach > uniform * reach.amax(-1, keepdim=True)).int().argmax(-1)
 
 
 # ---- the model: next-token logits, slowly and fast ----
@@ -286,14 +135,6 @@ class CachedBatch:
 # ---- tokens as records ----
 
 
-class Alternative(NamedTuple):
-    """A token that could have come."""
-
-    id: int
-    prob: float  # as the model has it
-    sampled_prob: float  # after all samplers; 0 where they cut it
-
-
 @dataclass(frozen=True)
 class Token:
     """One generated token, and what is known of the choice."""
@@ -310,15 +151,6 @@ class Token:
     def prob(self) -> float:
         """The probability that the model itself gave it."""
         return math.exp(self.logprob)
-
-
-class Drawn(NamedTuple):
-    """What the samplers chose for a row; the fields are those of `Token`."""
-
-    id: int
-    logprob: float
-    sampled_prob: float
-    alternatives: tuple[Alternative, ...] = ()
 
 
 class StopText:
@@ -379,61 +211,6 @@ class Row:
     def _rest(self) -> str:
         rest = self.stop.push(self.decoder.flush()) if self.decoder else ""
         return rest if self.stop.found else rest + self.stop.flush()
-
-
-def draw(
-    logits: Tensor,
-    vocab_size: int,
-    config: SamplingConfig,
-    batch: Sequence[Sequence[int]],
-    uniform: Tensor,
-    alternatives: int = 0,
-) -> list[Drawn]:
-    """What follows each of a batch of texts, by the model's logits (B, V) for it and its random number in `uniform`
-    (B, 1), among the first `vocab_size` ids. Raises ValueError for NaN."""
-    choose = best_chooser(logits.device) if config.top_p == 1 and config.repetition_penalty == 1 else None
-    if choose:
-        temperature = config.temperature if config.temperature >= GREEDY_BELOW else 0.0
-        drawn = choose(logits, vocab_size, uniform, temperature, config.top_k or 0, config.min_p, alternatives)
-    else:
-        drawn = draw_by_stages(usable_logits(logits, vocab_size), config, batch, uniform, alternatives)
-    drawn = [Drawn(id, logprob, prob, tuple(map(Alternative._make, likely))) for id, logprob, prob, likely in drawn]
-    if any(math.isnan(each.logprob) for each in drawn):
-        raise ValueError("the model gives no numbers (NaN): its weights are damaged, or the precision is too low")
-    return drawn
-
-
-def draw_by_stages(
-    logits: Tensor, config: SamplingConfig, batch: Sequence[Sequence[int]], uniform: Tensor, alternatives: int
-) -> Iterator[tuple[int, float, float, list[tuple[int, float, float]]]]:
-    """The fields of `Drawn` for each row of usable logits (B, V), by `sampler_stages`."""
-    seen, logprobs = None, logits.log_softmax(-1)  # (B, V)
-    if config.repetition_penalty != 1:
-        seen = seen_tokens(batch, logits.size(-1)).to(logits.device)
-    known = None if seen is not None else only_top_k(logits, config.top_k)  # (B, k)
-    probs = filter_logits(logits if known is None else logits.gather(1, known), config, seen).softmax(-1)
-    place = pick(probs, uniform.to(probs.device))[:, None]  # (B, 1)
-    ids = place if known is None else known.gather(1, place)
-    columns = [column.flatten().tolist() for column in (ids, logprobs.gather(1, ids), probs.gather(1, place))]
-    if alternatives and known is not None:
-        probs = torch.zeros_like(logits).scatter(1, known, probs)
-    return zip(*columns, likeliest(logprobs, probs, alternatives) if alternatives else [[]] * len(logits), strict=True)
-
-
-def only_top_k(logits: Tensor, k: int | None) -> Tensor | None:
-    """The ids (B, k), in their order, of the tokens that `apply_top_k` leaves, where k is so small that the samplers
-    are spared work. None where it is not, or more tokens tie with the last of them."""
-    if not k or 4 * k > logits.size(-1):
-        return None
-    values, ids = logits.topk(k + 1)
-    return None if (values[:, k] == values[:, k - 1]).any() else ids[:, :k].sort(-1).values
-
-
-def likeliest(logprobs: Tensor, probs: Tensor, n: int) -> list[list[tuple[int, float, float]]]:
-    """The `n` tokens of each row that the model finds likeliest, as the fields of `Alternative`."""
-    top = logprobs.topk(min(n, logprobs.size(-1)))
-    columns = top.indices.tolist(), top.values.exp().tolist(), probs.gather(1, top.indices).tolist()
-    return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 # ---- the public ways in ----

@@ -23,17 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from nanogpt_hub.generate import (
-    SamplingConfig,
-    check_ids,
-    encode_prompt,
-    inference,
-    sampler_stages,
-    seen_tokens,
-    usable_logits,
-    window_start,
-)
+from nanogpt_hub.generate import check_ids, encode_prompt, inference, window_start
 from nanogpt_hub.model import GPT, CausalSelfAttention, Context, rotate
+from nanogpt_hub.sampling import SamplingConfig, sampler_stages, seen_tokens, usable_logits
 from nanogpt_hub.tokenizer import Tokenizer
 
 HEAD_ROWS = 128  # positions whose logits are held at once: 25 MB with GPT-2's vocabulary

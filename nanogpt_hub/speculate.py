@@ -21,17 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanogpt_hub.compiler import best_decoder
-from nanogpt_hub.generate import (
-    Row,
-    SamplingConfig,
-    Token,
-    check_ids,
-    draw,
-    inference,
-    window_start,
-)
+from nanogpt_hub.engine.select import best_decoder
+from nanogpt_hub.generate import Row, Token, check_ids, inference, window_start
 from nanogpt_hub.model import GPT, KVCache
+from nanogpt_hub.sampling import SamplingConfig, draw
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)  # tokens in a row that are looked for in the text
 EXTRA_PASS = 0.5  # what guessing at all adds to a pass: 0.0 to 1.2 measured on a CPU, 4x128 to 124M; less on GPUs

@@ -29,7 +29,7 @@ if (SHARED / "tiktoken-cache").is_dir():
 import pytest
 import torch
 
-from nanogpt_hub import compiler
+from nanogpt_hub.engine import select as compiler
 
 torch.set_num_threads(1)
 compiler.PATIENCE = math.inf  # compiled loops only where a test asks for them: the same every time

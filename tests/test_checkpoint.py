@@ -19,7 +19,7 @@ from nanogpt_hub.checkpoint import (
     unwrap,
     write_atomic,
 )
-from nanogpt_hub.convert import expected_tensors
+from nanogpt_hub.families import expected_tensors
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import build_tokenizer
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_hub import __main__ as cli
+from nanogpt_hub import cli
 from nanogpt_hub.checkpoint import save_model
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.generate import generate
+from nanogpt_hub.hub.publish import push_to_hub
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
-from nanogpt_hub.publish import push_to_hub
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
 

@@ -17,25 +17,27 @@ from transformers import (
 )
 
 from nanogpt_hub.generate import (
-    Drawn,
     Row,
-    SamplingConfig,
     StopText,
-    draw,
     encode_prompt,
-    filter_logits,
     generate,
     generate_naive,
+    stream_text,
+    stream_tokens,
+    window_start,
+)
+from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.sampling import (
+    Drawn,
+    SamplingConfig,
+    draw,
+    filter_logits,
     only_top_k,
     pick,
     sampler_stages,
     seen_tokens,
-    stream_text,
-    stream_tokens,
     usable_logits,
-    window_start,
 )
-from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("every_decoder")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_tokenizer import foreign
 
 import nanogpt_hub.lens as lens_module
-from nanogpt_hub.generate import SamplingConfig, generate
+from nanogpt_hub.generate import generate
 from nanogpt_hub.lens import (
     attention_weights,
     divergence,
@@ -24,6 +24,7 @@ from nanogpt_hub.lens import (
     tokens_of,
 )
 from nanogpt_hub.model import GPT, PRESETS, Context, GPTConfig
+from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.tokenizer import UnknownCharacterError, build_tokenizer
 
 TEXT = "naïve 🙂 語, so"  # 20 bytes

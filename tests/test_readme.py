@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from nanogpt_hub.__main__ import main
+from nanogpt_hub.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_hub import __main__ as cli
-from nanogpt_hub import speculate
+from nanogpt_hub import cli, speculate
 from nanogpt_hub.checkpoint import save_model
-from nanogpt_hub.generate import SamplingConfig, generate, generate_naive, stream_text, stream_tokens
+from nanogpt_hub.generate import generate, generate_naive, stream_text, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.speculate import Pace, Reader, Speculator, TextLookup
 from nanogpt_hub.tokenizer import build_tokenizer
 

@@ -7,8 +7,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from nanogpt_hub.card import RunFacts
 from nanogpt_hub.evaluate import bits_per_byte
+from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data

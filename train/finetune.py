@@ -21,7 +21,7 @@ from dataclasses import replace
 from jsonargparse import Namespace
 
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.hub import resolve
+from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 from train.chat import PLAIN

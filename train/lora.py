@@ -10,7 +10,7 @@ import importlib.util
 
 import torch
 
-from nanogpt_hub.convert import empty_model
+from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT
 from train.config import LoraConfig
 

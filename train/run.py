@@ -17,11 +17,11 @@ from accelerate import Accelerator, PartialState
 from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import write_atomic
-from nanogpt_hub.convert import family_of
 from nanogpt_hub.evaluate import token_lengths
-from nanogpt_hub.hub import resolve
+from nanogpt_hub.families import family_of
+from nanogpt_hub.hub.publish import fetch_state
+from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.publish import fetch_state
 from nanogpt_hub.sources import Source, cache_root, open_source
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse

@@ -1,6 +1,6 @@
 """When a run publishes what: the best model to main, evaluated steps as tags, the training state on a branch.
 
-The pushes themselves happen in a thread of nanogpt_hub.pusher; training never waits for them. Only the main process
+The pushes themselves happen in a thread of hub/background.py; training never waits for them. Only the main process
 makes a `Sharing`, before any heavy work: name, login and rights are checked right then.
 """
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_hub.card import RunFacts
 from nanogpt_hub.checkpoint import CheckpointError
-from nanogpt_hub.hub import HubError
-from nanogpt_hub.publish import preflight, verify
-from nanogpt_hub.pusher import Pusher
+from nanogpt_hub.hub.background import Pusher
+from nanogpt_hub.hub.card import RunFacts
+from nanogpt_hub.hub.publish import preflight, verify
+from nanogpt_hub.hub.resolve import HubError
 from train.config import HubConfig
 
 

@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
-from nanogpt_hub.card import RunFacts, write_card
 from nanogpt_hub.checkpoint import save_model, write_atomic
 from nanogpt_hub.evaluate import BATCH_TOKENS
-from nanogpt_hub.generate import SamplingConfig, generate
+from nanogpt_hub.generate import generate
+from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT
+from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.attention import use_short_attention
 from train.config import TrainConfig

@@ -1,0 +1,456 @@
+"""The command line: `nanogpt-hub COMMAND ...`, or `python -m nanogpt_hub COMMAND ...`.
+
+Each command is one function that reads the parsed arguments, and one `add_...` that declares them; `build_parser` lists
+them. Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a wrong argument or file, 130 interrupted.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from tqdm import tqdm
+
+from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
+from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.evaluate import evaluate
+from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.generate import encode_prompt, stream_tokens
+from nanogpt_hub.hub.card import flatten
+from nanogpt_hub.hub.publish import push_to_hub
+from nanogpt_hub.hub.resolve import Resolved, resolve
+from nanogpt_hub.hub.space import create_space
+from nanogpt_hub.importers.nanogpt import import_checkpoint
+from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
+from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
+from nanogpt_hub.sources import open_source
+from nanogpt_hub.speculate import Speculator
+from nanogpt_hub.tokenizer import Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+SAMPLE_LINE = "-" * 15
+FACTS = ("base_model", "data", "training", "evaluation")  # the parts of run.json that `info` shows
+SMALL_VOCABULARIES = {"1m": 256, "10m": 256, "30m": 16384}  # what the small sizes are usually trained with
+GPT2_VOCABULARY = 50304  # 50257, padded to a multiple of 64
+
+
+# ---- models ----
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="model folder, or user/name[@revision] on the Hub")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float32)")
+
+
+def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
+    """The model that `add_path` and `add_device` ask for, and its tokenizer."""
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return load_model(place, device=pick_device(args.device), dtype=dtype)
+
+
+def pick_device(name: str) -> str:
+    """`name` if this machine has the device, ValueError if not; "auto" is CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} is not to be had here; try --device cpu") from error
+    return name
+
+
+def say(text: str) -> None:
+    """What is not the result itself."""
+    print(text, file=sys.stderr)
+
+
+# ---- generate ----
+
+
+def add_generate(commands) -> None:
+    parser = add_command(commands, "generate", generate, "Streams text from a model.")
+    add_path(parser)
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT",
+        help="text to go on from; FILE:path reads a file, - reads stdin (default: the start of a document)",
+    )  # fmt: skip
+    parser.add_argument("--num-samples", type=int, default=1, metavar="INT", help="texts to generate (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, metavar="INT", help="sample i draws with seed + i (default: a random one, which is told)"
+    )
+    add_sampling_flag(parser, "max_new_tokens", int, "tokens to generate")
+    for each in SAMPLERS.values():
+        add_sampling_flag(parser, each.name, each.kind, each.help)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text, taken literally; repeatable"
+    )
+    parser.add_argument("--ignore-eot", action="store_true", help="go on after end-of-text, for max-new-tokens")
+    parser.add_argument("--no-echo", action="store_true", help="print what follows the prompt, not the prompt itself")
+    parser.add_argument(
+        "--speculate", metavar="ngram|PATH",
+        help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
+    )  # fmt: skip
+    parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
+    add_device(parser)
+
+
+def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
+    default = getattr(SamplingConfig, name)
+    parser.add_argument(
+        f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(),
+        help=f"{text} (default: the model's own, else {default})",
+    )  # fmt: skip
+
+
+def generate(args: argparse.Namespace) -> None:
+    if args.num_samples < 1:
+        raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    prompt = read_prompt(args.prompt)
+    names = ("max_new_tokens", *SAMPLERS)
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    place = resolve(args.path)
+    config = SamplingConfig.from_folder(place, seed=args.seed, stop=tuple(args.stop), **given).seeded()
+    if args.ignore_eot:
+        config = dataclasses.replace(config, stop_tokens=())
+    if args.quantize and args.device == "auto":
+        args.device = "cpu"
+    model, tokenizer = open_model(place, args)
+    ids = encode_prompt(tokenizer, prompt)
+    draft = open_draft(args, tokenizer)
+    if args.quantize:
+        model = quantize_int8(model)
+    for sample in range(args.num_samples):
+        if sample:
+            print(SAMPLE_LINE)
+        print("" if args.no_echo else prompt, end="", flush=True)
+        n, started = 0, time.perf_counter()
+        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
+            print(token.text, end="", flush=True)
+            n += 1
+        print(flush=True)
+        rate = n / (time.perf_counter() - started)
+        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+
+
+def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
+    """What guesses ahead, if anything shall. ValueError for a model with another tokenizer."""
+    if args.speculate in (None, "ngram"):
+        return Speculator() if args.speculate else None
+    place = resolve(args.speculate)
+    small, its_tokenizer = open_model(place, args)
+    if its_tokenizer is None or its_tokenizer.hash != tokenizer.hash:
+        raise ValueError(f"{place} cannot guess for {args.path}: its tokenizer is not the same")
+    return Speculator(quantize_int8(small) if args.quantize else small)
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt itself, or what `FILE:path` or `-` (stdin) hold, byte for byte as UTF-8."""
+    if prompt == "-":
+        data, name = sys.stdin.buffer.read(), "stdin"
+    elif prompt.startswith("FILE:"):
+        name = prompt.removeprefix("FILE:")
+        data = Path(name).read_bytes()
+    else:
+        return prompt
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt from {name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+# ---- eval ----
+
+
+def add_eval(commands) -> None:
+    parser = add_command(commands, "eval", evaluate_model, "Measures how well a model predicts a text.")
+    add_path(parser)
+    parser.add_argument(
+        "--data", required=True, metavar="SOURCE",
+        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, or "python" (the standard library)',
+    )  # fmt: skip
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
+    parser.add_argument("--config", default="", metavar="NAME", help="of a Hub dataset")
+    parser.add_argument("--split", default="train", metavar="NAME", help="of a Hub dataset (default: train)")
+    parser.add_argument("--revision", default="", metavar="NAME", help="of a Hub dataset: branch, tag or commit")
+    parser.add_argument(
+        "--max-windows", type=int, default=0, metavar="INT",
+        help="only the first so many pieces of the model's context length (default: 0, the whole text)",
+    )  # fmt: skip
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def evaluate_model(args: argparse.Namespace) -> None:
+    if args.max_windows < 0:
+        raise ValueError(f"--max-windows is {args.max_windows}; it must be at least 0")
+    about = dict(text_column=args.text_column, config=args.config, split=args.split, revision=args.revision)
+    source = open_source(args.data, **about)
+    place = resolve(args.path)
+    model, tokenizer = open_model(place, args)
+    if tokenizer is None:
+        raise ValueError(f"{place} has no tokenizer, and so cannot read a text")
+    result = evaluate(model, tokenizer, source, args.max_windows)
+    measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+    if args.json:
+        numbers = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+        counts = {"tokens": result.tokens, "bytes": result.bytes, "max_windows": args.max_windows}
+        print(json.dumps({"model": str(place), "data": source.describe(), **numbers, **counts}, indent=2))
+        return
+    print(f"model          {place}")
+    print(f"data           {source.name}")
+    print(f"loss           {result.loss:.4f} nats per token")
+    print(f"perplexity     {result.perplexity:.4g}")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+    print(f"tokens         {result.tokens:,} predicted, {result.bytes:,} bytes")
+
+
+# ---- info ----
+
+
+def add_info(commands) -> None:
+    add_path(add_command(commands, "info", info, "Tells a model's shape, tokenizer, provenance and files."))
+
+
+def info(args: argparse.Namespace) -> None:
+    place = resolve(args.path)
+    config = print_model(place)
+    print_rows("shape", {k: v for k, v in dataclasses.asdict(config).items() if k != "init"})  # which is not stored
+    origin = {"repo": place.repo_id, "revision": place.revision, "commit": place.sha} if place.repo_id else {}
+    print_rows("provenance", {**origin, **training_facts(place.folder)})
+    print("\nfiles")
+    weights = weight_files(place)
+    for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
+        digest = f"  sha256 {sha256_of(file)}" if file in weights else ""
+        print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
+
+
+def print_model(place: Resolved) -> GPTConfig:
+    """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
+    try:
+        config = read_config(place)
+        match_tensors(config, {k: shape for path in weight_files(place) for k, shape in read_header(path).items()})
+    except ValueError as error:
+        raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
+    content = read_json(place.folder / "config.json")
+    dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
+    print(f"model type   {content['model_type']}, {printable(dtype)}")
+    print(f"parameters   {empty_model(config).num_params():,}")
+    if not (place.folder / "tokenizer.json").is_file():
+        print("tokenizer    none")
+        return config
+    tokenizer = Tokenizer.load(place)
+    eot = "no end-of-text" if tokenizer.eot_id is None else f"end-of-text id {tokenizer.eot_id}"
+    print(f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {eot}")
+    return config
+
+
+def training_facts(folder: Path) -> dict[str, object]:
+    """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
+    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
+    facts = next((read_json(path) for path in places if path.is_file()), {})
+    known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
+    return {name: value for name, value in flatten(known) if not name.startswith("training.hyperparameters")}
+
+
+def print_rows(title: str, rows: dict[str, object]) -> None:
+    if rows:
+        print(f"\n{title}")
+    for name, value in rows.items():
+        text = f"{value:,}" if type(value) is int else f"{value:.6g}" if isinstance(value, float) else printable(value)
+        print(f"  {printable(name):<28} {text}")
+
+
+def printable(value: object) -> str:
+    """A value from somebody's file as a terminal may see it."""
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, as the Hub shows it."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False)
+    with open(path, "rb") as file, bar:
+        while block := file.read(2**22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+# ---- import ----
+
+
+def add_import(commands) -> None:
+    parser = add_command(commands, "import", import_nanogpt, "Makes a model folder of a checkpoint that nanoGPT wrote.")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="nanoGPT's ckpt.pt")
+    parser.add_argument("out", metavar="OUT", help="the new model folder")
+    parser.add_argument(
+        "--meta", metavar="PATH", help="the meta.pkl beside nanoGPT's data, for characters (default: GPT-2's tokenizer)"
+    )
+
+
+def import_nanogpt(args: argparse.Namespace) -> None:
+    found = import_checkpoint(args.checkpoint, args.out, args.meta)
+    config, tokenizer = found.model.config, found.tokenizer
+    shape = (f"{config.n_layer} layers", f"{config.n_head} heads", f"width {config.n_embd}",
+             f"context {config.block_size}", "biases" if config.attn_bias else "no biases")  # fmt: skip
+    steps, evaluation = found.facts["training"].get("steps"), found.facts.get("evaluation", {})
+    print(f"model      {found.model.num_params():,} parameters: {', '.join(shape)}")
+    if steps is not None:
+        loss = f", validation loss {evaluation['val_loss']:.4f}" if evaluation else ""
+        print(f"training   {steps:,} steps{loss}")
+    print(f"tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} tokens")
+    print(f"written    {found.folder}")
+    print(f"\nNext: nanogpt-hub generate {found.folder}")
+    print(f"      nanogpt-hub eval {found.folder} --data FILE")
+    print(f"      nanogpt-hub push {found.folder} user/name")
+
+
+# ---- push ----
+
+
+def add_push(commands) -> None:
+    parser = add_command(commands, "push", push, "Publishes a model folder on the Hub, with its card, in one commit.")
+    add_path(parser)
+    parser.add_argument("repo_id", metavar="REPO", help="user/name; created if it is not there")
+    parser.add_argument("--private", action="store_true", help="create it private")
+    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit (default: step and loss, where known)")
+
+
+def push(args: argparse.Namespace) -> None:
+    if "@" in args.repo_id:
+        raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --revision")
+    place = resolve(args.path)
+    done = push_to_hub(place, args.repo_id, private=args.private, message=args.message, branch=args.revision, say=say)
+    print(f"{done.url} ({done.branch}, commit {done.sha})")
+    at = "" if done.branch == "main" else f"@{done.branch}"
+    say(f"to try it: nanogpt-hub generate {done.repo_id}{at}")
+
+
+# ---- space ----
+
+
+def add_space(commands) -> None:
+    parser = add_command(commands, "space", space, "Creates or updates a Gradio Space that opens with a model.")
+    parser.add_argument("space_id", metavar="SPACE", help="user/name of the Space")
+    parser.add_argument("--model", required=True, metavar="REPO", help="user/name[@revision] of the model on the Hub")
+    parser.add_argument("--private", action="store_true", help="create it private")
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="such as cpu-basic, t4-small (default: ZeroGPU for a new one)"
+    )
+    parser.add_argument(
+        "--secret", action="append", default=[], metavar="NAME",
+        help="environment variable to set as a secret of the Space, such as HF_TOKEN for a private model; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--app-folder", metavar="PATH", help="where app.py is (default: this checkout)")
+
+
+def space(args: argparse.Namespace) -> None:
+    done = create_space(
+        args.space_id, args.model, private=args.private, hardware=args.hardware, app_folder=args.app_folder,
+        secrets={name: secret_of(name) for name in args.secret}, say=say,
+    )  # fmt: skip
+    print(f"{done.url} (commit {done.sha})")
+    say(done.how_to_duplicate)
+
+
+def secret_of(name: str) -> str:
+    """A secret from the environment: on a command line the other users of a machine could read it."""
+    value = os.environ.get(name) or (huggingface_hub.get_token() if name == "HF_TOKEN" else None)
+    if not value:
+        raise ValueError(f"there is no environment variable {name} to take the Space's secret from: set it first")
+    return value
+
+
+# ---- sizes ----
+
+
+def add_sizes(commands) -> None:
+    parser = add_command(
+        commands, "sizes", sizes, "Prints a Markdown table of the named sizes and the memory they need."
+    )
+    parser.add_argument("--preset", choices=list(PRESETS), default="nanogpt", help="lineage (default: nanogpt)")
+    usual = ", ".join(f"{vocab} for {size}" for size, vocab in SMALL_VOCABULARIES.items())
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="INT", help=f"for all sizes (default: {usual}, {GPT2_VOCABULARY} above)"
+    )
+
+
+def sizes(args: argparse.Namespace) -> None:
+    head = ("size", "layers", "heads", "width", "block", "vocabulary", "parameters", "weights fp32", "weights bf16",
+            "training", "KV cache")  # fmt: skip
+    rows = [size_row(size, args.preset, args.vocab_size) for size in SIZES]
+    for cells in (head, ("---",) + ("---:",) * (len(head) - 1), *rows):
+        print(f"| {' | '.join(cells)} |")
+    print("\nTraining: fp32 weights, gradients and AdamW's two averages; activations come on top, by batch and block.")
+    print("KV cache: bf16, for one text of block tokens.")
+
+
+def size_row(size: str, preset: str, vocab_size: int | None) -> tuple[str, ...]:
+    """The cells of one size, measured on a model without storage."""
+    vocab_size = vocab_size if vocab_size is not None else SMALL_VOCABULARIES.get(size, GPT2_VOCABULARY)
+    config = GPTConfig.preset(preset, size, vocab_size=vocab_size)
+    n = empty_model(config).num_params()
+    cache = KVCache(config, 1, device="meta", dtype=torch.bfloat16)
+    shape = (config.n_layer, config.n_head, config.n_embd, config.block_size, config.vocab_size)
+    memory = (4 * n, 2 * n, 16 * n, cache.k.nbytes + cache.v.nbytes)
+    return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(size_text, memory))
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes as people read them: 1.2 MB, 3.4 GB (powers of ten, as the Hub counts)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:,.1f} {unit}"
+    return f"{n_bytes} B"
+
+
+# ---- the parser ----
+
+
+def add_command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_generate, add_eval, add_info, add_sizes, add_import, add_push, add_space):
+        add(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows console or pipe may not speak UTF-8 by itself
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has left; nothing may be written when Python closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"nanogpt-hub: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,432 @@
+"""The model card: README.md, written from what a run knows of itself.
+
+    write_card("out/mine/best", facts, repo_id="user/name")
+
+The generated block is written anew each time and what people write around it stays (see readme.py). A row for which
+there is no fact is left out: a card never holds a placeholder.
+
+`RunFacts` is what the trainer hands over, and what run.json holds: plain JSON, every key optional.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from nanogpt_hub.checkpoint import read_config, read_json, write_atomic
+from nanogpt_hub.families import FAMILIES, empty_model
+from nanogpt_hub.hub.readme import one_line, update_readme, validate_readme
+from nanogpt_hub.tokenizer import Tokenizer
+
+TAG = "nanogpt_hub"  # what the app and searches on the Hub find our models by
+
+
+class DataFacts(TypedDict, total=False):
+    """What the model was trained on."""
+
+    source: dict  # Source.describe(): kind, name, and where known revision, license, bytes, files, split, ...
+    tokenizer: str  # as asked for: char, byte, bpe:1024, gpt2, a path
+    train_tokens: int
+    val_tokens: int
+    epochs: float  # how often each training token was seen, on average
+
+
+class ModelFacts(TypedDict, total=False):
+    """The model's shape. `write_card` fills in what is missing from the folder."""
+
+    config: dict  # the fields of GPTConfig
+    parameters: int
+
+
+class TrainingFacts(TypedDict, total=False):
+    """How it was trained."""
+
+    hyperparameters: dict  # may be nested, as the resolved config is
+    optimizer: str
+    steps: int
+    tokens: int  # trained on, repeats counted
+    precision: str
+    hardware: str
+    seconds: float  # wall time
+    tokens_per_second: float
+    versions: dict  # library -> version
+    commit: str  # of the code
+    seed: int
+    command: str  # that starts the same run
+
+
+class EvaluationFacts(TypedDict, total=False):
+    """Measured on the validation text at `step`; losses in nats per token."""
+
+    step: int
+    val_loss: float
+    perplexity: float
+    bits_per_byte: float
+    unigram_loss: float  # of always guessing by frequency
+    base_loss: float  # of the base model before fine-tuning
+
+
+class SampleFacts(TypedDict, total=False):
+    """What the model wrote."""
+
+    prompt: str
+    text: str  # what followed the prompt
+    settings: dict  # temperature, top_k, seed, ...
+
+
+class BaseFacts(TypedDict, total=False):
+    """What a fine-tune started from."""
+
+    id: str  # user/name on the Hub
+    revision: str  # commit
+    relation: str  # finetune, adapter, merge or quantized
+
+
+class RunFacts(TypedDict, total=False):
+    """All that a card is made of."""
+
+    title: str
+    license: str  # of the weights, as the Hub spells it: mit, apache-2.0, ...
+    language: str | list[str]  # ISO 639 codes, or "code"
+    data: DataFacts
+    model: ModelFacts
+    training: TrainingFacts
+    evaluation: EvaluationFacts
+    sample: SampleFacts
+    base_model: BaseFacts
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+def write_card(folder: str | Path, facts: RunFacts, repo_id: str = "") -> Path:
+    """Writes or updates README.md in a model folder and returns its path. Raises what `make_card` raises."""
+    path = Path(folder) / "README.md"
+    return write_atomic(path, make_card(folder, facts, repo_id))
+
+
+def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", loss_curve: bool | None = None) -> str:
+    """The README.md of a model folder, brought up to date.
+
+    Without a `repo_id` the card tells how to load the folder by its path. `loss_curve` tells whether training/loss.png
+    will go along; None looks for it in the folder and in the run's. Raises CardError when the metadata cannot be read
+    or would be refused, CheckpointError when the folder is no model.
+    """
+    folder = Path(folder)
+    facts = complete_facts(folder, facts)
+    title = facts.get("title") or repo_id.rpartition("/")[2] or run_name(folder)
+    if loss_curve is None:
+        loss_curve = any((place / "loss.png").is_file() for place in (folder / "training", folder.parent))
+    path = folder / "README.md"
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    name = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())  # no private path in a card
+    block = render(facts, title, name, on_hub=bool(repo_id), loss_curve=loss_curve)
+    text = update_readme(old, metadata(facts, title), block)
+    validate_readme(text)
+    return text
+
+
+def run_name(folder: Path) -> str:
+    """A run's own name for its folders best and last, else the folder's."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name in ("best", "last") else folder.name
+
+
+def complete_facts(folder: Path, facts: RunFacts) -> RunFacts:
+    """The facts, with the model's shape and tokenizer read from the folder where they are missing."""
+    config = read_config(folder)
+    parameters = empty_model(config).num_params()
+    model = {"config": asdict(config), "parameters": parameters, **facts.get("model", {})}
+    model["family"] = read_json(folder / "config.json").get("model_type")
+    data = dict(facts.get("data", {}))
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(folder)
+        data["tokenizer"] = f"{data.get('tokenizer') or tokenizer.kind} ({tokenizer.vocab_size:,} tokens)"
+    return {**facts, "model": model, "data": data}
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+def metadata(facts: RunFacts, title: str) -> dict[str, Any]:
+    """The YAML head, as a dictionary without empty entries."""
+    model, base = facts.get("model", {}), facts.get("base_model", {})
+    source = facts.get("data", {}).get("source", {})
+    stock = model.get("family") in FAMILIES
+    results = evaluation_results(facts)
+    card = ModelCardData(
+        language=facts.get("language"),
+        license=facts.get("license"),
+        library_name="transformers" if stock else TAG,
+        pipeline_tag="text-generation",
+        tags=[TAG, *([model["family"]] if stock else []), "small-language-model"],
+        datasets=[source["name"]] if source.get("kind") == "hub" else None,
+        base_model=base.get("id"),
+        base_model_relation=(base.get("relation") or "finetune") if base.get("id") else None,
+        eval_results=results or None,
+        model_name=title if results else None,
+    )
+    return card.to_dict()
+
+
+def evaluation_results(facts: RunFacts) -> list[EvalResult]:
+    """The model-index entries: what was measured, on what."""
+    evaluation, source = complete_evaluation(facts), facts.get("data", {}).get("source", {})
+    if not source.get("name"):
+        return []
+    names = {"loss": "val_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type=source["name"], dataset_name=f"{source['name']}, validation part",
+            dataset_revision=source.get("revision"), metric_type=kind, metric_name=kind.replace("_", " "),
+            metric_value=round(evaluation[key], 4),
+        )
+        for kind, key in names.items() if key in evaluation
+    ]  # fmt: skip
+
+
+def complete_evaluation(facts: RunFacts) -> EvaluationFacts:
+    """The measurements, with the perplexity that follows from the loss; none that is not finite."""
+    evaluation = {k: v for k, v in facts.get("evaluation", {}).items() if v is not None and math.isfinite(v)}
+    if "val_loss" in evaluation:
+        evaluation.setdefault("perplexity", math.exp(min(evaluation["val_loss"], 700)))
+    return evaluation
+
+
+# --- the block --------------------------------------------------------------------------------------------------------
+def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, loss_curve: bool) -> str:
+    """The generated part as Markdown. `name` is what the model is loaded by: user/name, or a path."""
+    sections = [
+        f"# {one_line(title)}\n\n{summary(facts)}",
+        sample_section(facts.get("sample", {})),
+        "## Loss\n\n![Training and validation loss over the steps](training/loss.png)" if loss_curve else "",
+        section("Data", data_rows(facts)),
+        section("Model", model_rows(facts)),
+        section("Training", training_rows(facts)),
+        evaluation_section(facts),
+        usage_section(facts, name, on_hub),
+        command_section(facts.get("training", {}).get("command")),
+        limits_section(facts),
+    ]
+    return "\n\n".join(part for part in sections if part)
+
+
+def summary(facts: RunFacts) -> str:
+    """What it is, in a sentence or two."""
+    config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
+    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters that continues text"
+    base = facts.get("base_model", {}).get("id")
+    if base:
+        text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
+    if source.get("name"):
+        text += f"{',' if base else ', trained'} on {source_link(source)}"
+    return f"{text}. It looks back at most {config['block_size']:,} tokens. Made with `nanogpt_hub`."
+
+
+def sample_section(sample: SampleFacts) -> str:
+    if not sample.get("text"):
+        return ""
+    prompt, text = sample.get("prompt", ""), sample["text"]
+    settings = ", ".join(f"{key} {value}" for key, value in sample.get("settings", {}).items() if value is not None)
+    intro = f"Prompt: {code(prompt)}." if prompt.strip() else "Without a prompt."
+    written = text if text.startswith(prompt) else prompt + text
+    intro += f" Settings: {one_line(settings)}." if settings else ""
+    return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}"
+
+
+def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
+    data = facts.get("data", {})
+    source = data.get("source", {})
+    details = ("config", "split", "revision", "license")
+    return [
+        ("source", source_link(source) if source.get("name") else None),
+        *((key, cell(source.get(key))) for key in details),
+        ("files", number(source.get("files"))),
+        ("size", size(source.get("bytes"))),
+        ("tokenizer", cell(data.get("tokenizer"))),
+        ("training tokens", number(data.get("train_tokens"))),
+        ("validation tokens", number(data.get("val_tokens"))),
+        ("epochs", f"{data['epochs']:.3g}" if data.get("epochs") else None),
+    ]
+
+
+def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
+    model, c = facts["model"], facts["model"]["config"]
+    positions = f"rotary, base {c['rope_theta']:g}" if c["position"] == "rotary" else "learned"
+    if c["position"] == "rotary" and c["rotary_fraction"] != 1:
+        positions += f", {c['rotary_fraction']:.0%} of each head"
+    grouped = f", {c['n_kv_head']} key/value heads" if c["n_kv_head"] not in (0, c["n_head"]) else ""
+    stock = model.get("family") in FAMILIES
+    return [
+        ("architecture", model["family"] if stock else f"{TAG}'s own: no stock family has this shape"),
+        ("parameters", number(model["parameters"])),
+        ("layers", c["n_layer"]),
+        ("heads", f"{c['n_head']}{grouped}"),
+        ("width", c["n_embd"]),
+        ("context", f"{c['block_size']:,} tokens"),
+        ("vocabulary", number(c["vocab_size"])),
+        ("positions", positions),
+        ("norm, activation", f"{c['norm']}, {c['activation']}"),
+        ("head", "tied to the embeddings" if c["tie_word_embeddings"] else "of its own"),
+    ]
+
+
+def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
+    t = facts.get("training", {})
+    versions = ", ".join(f"{name} {version}" for name, version in t.get("versions", {}).items())
+    settings = ", ".join(f"{key} {value}" for key, value in flatten(t.get("hyperparameters", {})))
+    base = facts.get("base_model", {})
+    speed = t.get("tokens_per_second")
+    return [
+        ("started from", cell(f"{base['id']}, commit {base['revision']}" if base.get("revision") else base.get("id"))),
+        ("steps", number(t.get("steps"))),
+        ("tokens", number(t.get("tokens"))),
+        ("optimizer", cell(t.get("optimizer"))),
+        ("hyper-parameters", cell(settings)),
+        ("seed", t.get("seed")),
+        ("precision", cell(t.get("precision"))),
+        ("hardware", cell(t.get("hardware"))),
+        ("wall time", duration(t.get("seconds"))),
+        ("speed", f"{speed:,.0f} tokens/s" if speed else None),
+        ("versions", cell(versions)),
+        ("commit of the code", cell(t.get("commit"))),
+    ]
+
+
+def evaluation_section(facts: RunFacts) -> str:
+    """The model's loss beside that of its base and of guessing. Bits per byte are the loss in another unit."""
+    e = complete_evaluation(facts)
+    if "val_loss" not in e:
+        return ""
+    loss, base = e["val_loss"], e.get("base_loss")
+    bits = e["bits_per_byte"] / loss if "bits_per_byte" in e and loss else None
+    rows = [("this model", loss), ("its base model", base), ("guessing by frequency", e.get("unigram_loss"))]
+    table = [["", "loss (nats per token)", "perplexity", "bits per byte"], ["---"] * 4]
+    for name, value in rows:
+        if value is not None:
+            in_bits = f"{value * bits:.4f}" if bits else ""
+            table.append([name, f"{value:.4f}", f"{math.exp(min(value, 700)):.4g}", in_bits])
+    lines = [f"| {' | '.join(row if bits else row[:3])} |" for row in table]
+    step = f", at step {e['step']:,}" if "step" in e else ""
+    note = f"Measured on the validation text{step}."
+    if base is not None:
+        note += f" Fine-tuning changed the loss by {loss - base:+.4f}."
+    return "\n".join(["## Evaluation\n", *lines, "", note])
+
+
+def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
+    """How to load it here, in Transformers where a stock family has its shape, and in a Space."""
+    prompt = facts.get("sample", {}).get("prompt") or "\n"
+    ours = (
+        "from nanogpt_hub import from_pretrained, generate\n\n"
+        f'model, tokenizer = from_pretrained("{name}")\n'
+        f"print(generate(model, tokenizer, {prompt!r}, temperature=0.8).text)"
+    )
+    theirs = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
+    )
+    stock = facts["model"].get("family") in FAMILIES
+    parts = ["## How to use it", "With `nanogpt_hub` (`pip install nanogpt-hub`):", fenced(ours, "python")]
+    parts += ["With Transformers:", fenced(theirs, "python")] if stock else []
+    if on_hub:
+        command = f"nanogpt-hub space {name.split('/')[0]}/demo --model {name}"
+        duplicate = "choose *Duplicate this Space* in the menu of any Space made that way"
+        parts += ["In the browser, in a Space of your own:", fenced(command, "sh")]
+        parts += [f"or by hand: {duplicate}, and set its variable `NANOGPT_REPO` to `{name}`."]
+    return "\n\n".join(parts)
+
+
+def command_section(command: str | None) -> str:
+    return f"## Reproduce it\n\n{fenced(command.strip(), 'sh')}" if command else ""
+
+
+def limits_section(facts: RunFacts) -> str:
+    """What not to expect of it, from the facts."""
+    data, parameters = facts.get("data", {}), facts["model"]["parameters"]
+    source = one_line(str(data.get("source", {}).get("name", ""))) or "its training text"
+    limits = [
+        f"It continues text in the manner of {source}; it does not follow instructions, and it knows nothing else."
+        if not facts.get("base_model")
+        else f"It inherits the limits of its base model and leans towards {source}.",
+        f"With {short_number(parameters)} parameters it writes what looks right, not what is true: check what it says.",
+        "Errors, bias and offensive passages of the training text may come back. It has no safety training.",
+    ]
+    if (data.get("epochs") or 0) > 3:
+        limits.append(f"It saw its text {data['epochs']:.3g} times and may repeat passages of it word for word.")
+    return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+# --- Markdown and numbers ---------------------------------------------------------------------------------------------
+def section(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """A table under a heading; rows without a value are left out, and a table without rows altogether."""
+    lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
+    return "\n".join((f"## {title}\n", "| | |", "|---|---|", *lines)) if lines else ""
+
+
+def cell(value: Any) -> str | None:
+    """A value made safe for a table cell: one line, no bar, no markup."""
+    return None if value is None else re.sub(r"([|<>\[\]*`\\])", r"\\\1", one_line(str(value)))
+
+
+def code(text: str) -> str:
+    """Inline code that may itself hold backticks."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {one_line(text)} {fence}" if "`" in text else f"{fence}{one_line(text)}{fence}"
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block that no text inside can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def source_link(source: Mapping[str, Any]) -> str:
+    name = cell(source["name"])
+    return f"[{name}](https://huggingface.co/datasets/{source['name']})" if source.get("kind") == "hub" else name
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (dotted name, value), the empty ones left out."""
+    pairs = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            pairs += flatten(value, f"{prefix}{key}.")
+        elif value not in (None, "", [], ()):
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
+
+
+def number(value: int | None) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def short_number(value: int) -> str:
+    """12,345,678 -> 12.3 million."""
+    for limit, word in ((10**9, " billion"), (10**6, " million")):
+        if value >= limit:
+            return f"{value / limit:.3g}{word}"
+    return f"{value:,}"
+
+
+def size(n_bytes: int | None) -> str | None:
+    """Bytes for people, in powers of 1,000 as the Hub shows them."""
+    if n_bytes is None:
+        return None
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if n_bytes >= limit:
+            return f"{n_bytes / limit:.3g} {unit}"
+    return f"{n_bytes} bytes"
+
+
+def duration(seconds: float | None) -> str | None:
+    """Seconds for people."""
+    if seconds is None:
+        return None
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

@@ -1,0 +1,350 @@
+"""A model folder to the Hub, as one commit. (In the background of a training run: pusher.py.)
+
+    push_to_hub("out/mine/best", "user/name")
+
+What is there already is read from the Hub before each try, and each commit names the head that it follows: an answer
+that got lost never leads to a second commit. `main` holds the best model; evaluated steps are tags on the branch
+`steps`, the training state is on the branch `training-state`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
+
+from nanogpt_hub.checkpoint import load_model, read_json, unwrap
+from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
+from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
+from nanogpt_hub.hub.resolve import (
+    MODEL_FILES,
+    HubError,
+    chain,
+    choose_files,
+    explain,
+    is_transient,
+    limit_waiting,
+    resolve,
+    split_name,
+)
+
+logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
+Files = Mapping[str, Path | bytes]  # path in the repo -> a file here, or its content
+
+STEPS_BRANCH, STATE_BRANCH = "steps", "training-state"
+STATE_FILES = re.compile(
+    r"((state|best|last|samples)/)?[A-Za-z0-9_][\w.-]*\.(json|jsonl|yaml|txt|safetensors|png|md|jinja)"
+)
+PUSH_TRIES = 6  # of push_to_hub; a Pusher tries until it is closed
+
+
+# --- before ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Preflight:
+    """What was found out, and made sure of, before a long run."""
+
+    repo_id: str
+    user: str
+    url: str
+
+
+def preflight(
+    repo_id: str, *, private: bool = False, token: str | None = None, facts: RunFacts | None = None, kind: str = "model"
+) -> Preflight:
+    """Makes sure that a push will be let in: name, login, rights, repo (created if need be), the card's metadata.
+
+    A name without an owner gets the user's. Raises HubError, one sentence that says what to do, or CardError.
+    """
+    validate_readme(str(Readme(metadata(facts or {}, "model"), "", "", "", "")))
+    limit_waiting()
+    api = HfApi(token=token)
+    try:
+        repo_id, _ = split_name(repo_id)
+        account = api.whoami()
+        repo_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
+        check_account(account, repo_id)
+        url = create_repo(api, repo_id, private=private, kind=kind)
+    except (HTTPError, OSError, ValueError) as error:
+        raise HubError(explain(error, repo_id, doing=f"write to {repo_id}")) from error
+    return Preflight(repo_id, account["name"], url)
+
+
+def check_account(account: Mapping, repo_id: str) -> None:
+    """Refuses an owner that is neither the user nor one of their organisations, and a token that only reads."""
+    owner, user = repo_id.split("/")[0], account["name"]
+    owners = [user, *(org["name"] for org in account.get("orgs", ()))]
+    if owner not in owners:
+        raise HubError(f"you are signed in as {user} and cannot write to {owner}: use one of {', '.join(owners)}")
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError("your token only reads: make one with write access at huggingface.co/settings/tokens")
+
+
+def create_repo(api: HfApi, repo_id: str, *, private: bool, kind: str = "model", **about) -> str:
+    """Creates a repo where there is none, checks the right to write to it, and returns its address."""
+    url = api.create_repo(repo_id, private=private or None, repo_type=kind, exist_ok=True, **about)
+    api.auth_check(repo_id, repo_type=kind, write=True)
+    if private and not api.repo_info(repo_id, repo_type=kind).private:
+        raise HubError(f"{repo_id} exists and is public: make it private in its settings, or choose another name")
+    return str(url)
+
+
+@torch.no_grad()
+def verify(folder: str | Path, model: torch.nn.Module) -> None:
+    """Loads a folder and compares its logits with the live model's. Raises HubError where they differ."""
+    live = unwrap(model)
+    weight, config = live.wte.weight, live.config
+    again, _ = load_model(folder, weight.device, weight.dtype)
+    tokens = torch.arange(2 * min(config.block_size, 64), device=weight.device) * 7919 % config.vocab_size
+    was_training = live.training
+    try:
+        expected = live.eval()(tokens.view(2, -1))[0].float()
+    finally:
+        live.train(was_training)
+    worst = (again(tokens.view(2, -1))[0].float() - expected).abs().max().item()
+    allowed = (1e-4 if weight.dtype == torch.float32 else 2e-2) * max(1.0, expected.abs().max().item())
+    if not worst <= allowed:  # NaN is refused too
+        raise HubError(f"{folder} loads as another model than the one in training (logits differ by {worst:.2g})")
+
+
+# --- what is pushed --------------------------------------------------------------------------------------------------
+def collect(
+    folder: str | Path, repo_id: str, facts: RunFacts | None = None, extra_files: Mapping[str, Path] | None = None
+) -> dict[str, Path | bytes]:
+    """The files of a push by their path in the repo: the model's, the run's under training/, and the card.
+
+    facts: of the card; None reads them from run.json. extra_files: None takes those of the run's folder, in which
+    best/ and last/ lie. Raises CardError, or CheckpointError for a folder that is no model.
+    """
+    folder = Path(folder)
+    found = files_in(folder)
+    files: dict[str, Path | bytes] = {name: found[name] for name in choose_files(found, MODEL_FILES)}
+    files |= training_files(folder) if extra_files is None else extra_files
+    if facts is not None:
+        files["training/run.json"] = (json.dumps(facts, indent=2) + "\n").encode()  # says what the card says
+    card = make_card(folder, read_facts(files), repo_id, "training/loss.png" in files)
+    return {**files, "README.md": card.encode()}
+
+
+def training_files(folder: Path) -> dict[str, Path]:
+    """What the run around a model folder tells: metrics, loss curve, samples, config and facts."""
+    run = folder.resolve().parent
+    if not (run / "metrics.jsonl").is_file():
+        return {}
+    names = [run / name for name in ("metrics.jsonl", "loss.png", "config.yaml", "run.json")]
+    paths = [*names, *sorted((run / "samples").glob("*.txt"))]
+    return {f"training/{path.relative_to(run).as_posix()}": path for path in paths if path.is_file()}
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """All files below a folder by their path within."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read_facts(files: Files) -> RunFacts:
+    """The facts of the run among the files of a push."""
+    record = files.get("training/run.json")
+    if isinstance(record, bytes):
+        return json.loads(record)
+    return read_json(record) if record else {}
+
+
+def commit_message(files: Files) -> str:
+    evaluation = read_facts(files).get("evaluation", {})
+    if "val_loss" not in evaluation:
+        return "Upload model"
+    return f"Step {evaluation.get('step', '?')}: validation loss {evaluation['val_loss']:.4f}"
+
+
+def total_size(files: Files) -> int:
+    return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
+
+
+# --- one commit ------------------------------------------------------------------------------------------------------
+@dataclass
+class Push:
+    """Files on their way to a branch: each `send` is one try, and tries after the one that worked change nothing."""
+
+    repo_id: str
+    files: Files
+    message: str
+    branch: str = "main"
+    tags: tuple[str, ...] = ()
+    kind: str = "model"
+    owned: re.Pattern = MODEL_FILES  # remote files that match are ours: those not among `files` are deleted
+    hashes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+
+    def send(self, api: HfApi, say: Say = logger.info) -> str:
+        """Commits what differs from the branch's head, if anything does, and tags it. Returns the commit's sha."""
+        head, remote = self.remote(api)
+        files = self.with_words_from_hub(api, head, remote, say)
+        changed = {path: file for path, file in files.items() if remote.get(path) not in self.hashes_of(path, file)}
+        gone = [path for path in remote if path not in files and self.owned.fullmatch(path)]
+        if changed or gone:
+            head = self.commit(api, head, changed, gone)
+        for tag in self.tags:
+            set_tag(api, self.repo_id, tag, head)
+        return head
+
+    def remote(self, api: HfApi) -> tuple[str, dict[str, str]]:
+        """The branch's head and the hash of each file there: sha256 of large files, git's own of small ones."""
+        about = dict(repo_type=self.kind, revision=self.branch, files_metadata=True)
+        try:
+            info = api.repo_info(self.repo_id, **about)
+        except RevisionNotFoundError:
+            api.create_branch(self.repo_id, branch=self.branch, repo_type=self.kind, exist_ok=True)
+            info = api.repo_info(self.repo_id, **about)
+        return info.sha, {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings or ()}
+
+    def commit(self, api: HfApi, head: str, changed: Files, gone: list[str]) -> str:
+        operations = [
+            CommitOperationAdd(path, file if isinstance(file, bytes) else str(file)) for path, file in changed.items()
+        ]
+        operations += [CommitOperationDelete(path) for path in gone]
+        made = api.create_commit(
+            self.repo_id, operations, commit_message=self.message, revision=self.branch, repo_type=self.kind,
+            parent_commit=head,  # a commit that arrives late, or twice, no longer fits and is refused
+        )  # fmt: skip
+        return made.oid
+
+    def with_words_from_hub(self, api: HfApi, head: str, remote: Mapping[str, str], say: Say) -> Files:
+        """The files, with what people wrote into README.md on the Hub taken over."""
+        ours = self.files.get("README.md")
+        if ours is None or "README.md" not in remote or remote["README.md"] in self.hashes_of("README.md", ours):
+            return self.files
+        ours = ours if isinstance(ours, bytes) else ours.read_bytes()
+        theirs = hf_hub_download(self.repo_id, "README.md", repo_type=self.kind, revision=head, token=api.token)
+        merged, conflict = merge_edits(ours.decode(), Path(theirs).read_text(encoding="utf-8"))
+        if conflict:
+            say(f"README.md was edited here and on the Hub: the words on the Hub stay; copy them from {self.repo_id}")
+        return {**self.files, "README.md": merged.encode()}
+
+    def hashes_of(self, path: str, file: Path | bytes) -> tuple[str, str]:
+        """(sha256, git's hash) of a file, computed once; the Hub may hold it by either."""
+        if isinstance(file, bytes):
+            return both_hashes(file)
+        if path not in self.hashes:
+            self.hashes[path] = both_hashes(file)
+        return self.hashes[path]
+
+
+def both_hashes(file: Path | bytes) -> tuple[str, str]:
+    if isinstance(file, bytes):
+        return hashlib.sha256(file).hexdigest(), hashlib.sha1(b"blob %d\0" % len(file) + file).hexdigest()
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.stat().st_size)
+    with open(file, "rb") as opened:
+        while block := opened.read(2**20):
+            sha256.update(block)
+            git.update(block)
+    return sha256.hexdigest(), git.hexdigest()
+
+
+def set_tag(api: HfApi, repo_id: str, tag: str, sha: str) -> None:
+    """Makes a tag point to a commit; one of an earlier run is moved."""
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    if tags.get(tag) == sha:
+        return
+    if tag in tags:
+        api.delete_tag(repo_id, tag=tag)
+    api.create_tag(repo_id, tag=tag, revision=sha)
+
+
+def wait_seconds(error: BaseException, attempt: int, base: float, most: float) -> float:
+    """How long to wait before trying again: twice as long each time, with jitter, and as long as the Hub asks for."""
+    asked = 0.0
+    for e in chain(error):
+        if isinstance(e, HfHubHTTPError) and e.response.headers.get("Retry-After", "").strip().isdigit():
+            asked = min(float(e.response.headers["Retry-After"]), 3600.0)
+    return max(asked, min(most, base * 2 ** min(attempt, 20)) * random.uniform(0.5, 1.0))
+
+
+# --- at once ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Pushed:
+    """Where a push went."""
+
+    repo_id: str
+    branch: str
+    sha: str
+    url: str
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    branch: str = "main",
+    tags: tuple[str, ...] = (),
+    extra_files: Mapping[str, Path] | None = None,
+    facts: RunFacts | None = None,
+    model: torch.nn.Module | None = None,
+    token: str | None = None,
+    say: Say = logger.info,
+    backoff: float = 1.0,
+) -> Pushed:
+    """Publishes a model folder as one commit and returns where it went; what is there already is not sent again.
+
+    The folder is loaded first, and its logits compared with those of `model`, if given. Its card is brought up to date;
+    what people wrote in it, here or on the Hub, stays. For `extra_files` and `facts` see `collect`. `say` is told the
+    size before the upload. Raises HubError, CheckpointError or CardError, one sentence each.
+    """
+    folder = Path(folder)
+    load_model(folder) if model is None else verify(folder, model)
+    place = preflight(repo_id, private=private, token=token)
+    files = collect(folder, place.repo_id, facts, extra_files)
+    push = Push(place.repo_id, files, message or commit_message(files), branch, tuple(tags))
+    say(f"pushing {len(files)} files, {size(total_size(files))}, to {place.repo_id} ({branch})")
+    sha = send_patiently(push, HfApi(token=token), say, backoff)
+    return Pushed(place.repo_id, branch, sha, place.url)
+
+
+def send_patiently(push: Push, api: HfApi, say: Say, backoff: float, tries: int = PUSH_TRIES) -> str:
+    """Sends until it works or `tries` are used up. Raises HubError."""
+    for attempt in range(tries):
+        try:
+            return push.send(api, say)
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+            sentence = explain(error, push.repo_id, push.branch, doing=f"write to {push.repo_id}")
+            if attempt == tries - 1 or not is_transient(error):
+                raise HubError(sentence) from error
+            say(f"{sentence} (trying again)")
+            time.sleep(wait_seconds(error, attempt, backoff, 60.0))
+    raise AssertionError("the last try returns or raises")
+
+
+def state_files(run: str | Path) -> dict[str, Path]:
+    """All of a run's folder that continuing it needs, by path within the folder."""
+    return {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+
+
+def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
+    """Copies the training state of "user/name[@revision]" into a run's folder, to continue there; returns its commit.
+
+    Raises HubError where there is none, or where the folder holds a run already.
+    """
+    run = Path(run)
+    if run.is_dir() and any(run.iterdir()):
+        raise HubError(f"{run} holds something already: give another out_dir, or continue what is there")
+    revision = None if "@" in name else STATE_BRANCH
+    place = resolve(name, revision, token=token, files=STATE_FILES)
+    if not (place.folder / "state").is_dir():
+        raise HubError(f"{place} has no training state: it was not pushed with --hub.push_state")
+    staging = run.with_name(f".{run.name}.fetching")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(place.folder, staging)  # copies what the cache's links point to
+    if run.is_dir():
+        run.rmdir()
+    os.replace(staging, run)
+    return place.sha

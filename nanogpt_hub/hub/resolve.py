@@ -1,0 +1,321 @@
+"""Models by name: a folder here, or a repo on the Hub at a branch, tag or commit.
+
+    model, tokenizer = from_pretrained("user/name@step-000500")
+    place = resolve("user/name")        # place.folder, place.sha
+
+Only the files that a model is made of are fetched: their sizes are checked before, their hashes after. Nothing in a
+repo is executed, and its files stay in the Hub's cache. What goes wrong is one sentence (`HubError`).
+"""
+
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import get_session, validate_repo_id
+
+from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config
+from nanogpt_hub.hub.readme import one_line
+from nanogpt_hub.model import GPT
+from nanogpt_hub.tokenizer import Tokenizer
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+WEIGHT_FILES = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors|model\.safetensors\.index\.json")
+MODEL_FILES = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|chat_template\.jinja|README\.md"
+    r"|training/([A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w-]*\.(jsonl|json|yaml|txt|png)"
+    rf"|{WEIGHT_FILES.pattern}"
+)
+MAX_BYTES = 20 * 10**9  # of all the files of a model; pass max_bytes for more
+MAX_SMALL_FILE = 64 * 2**20  # of each file that holds no weights
+TRIES = 2
+TIMEOUT = 30.0  # seconds without a sign from the Hub
+
+
+class HubError(OSError):
+    """Something between here and the Hub does not work; the message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Resolved(os.PathLike):
+    """Where a model is: a folder, and for a Hub repo the name, the revision asked for and the commit it stands for."""
+
+    folder: Path
+    repo_id: str = ""
+    revision: str = ""
+    sha: str = ""
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.sha[:7]}" if self.repo_id else self.folder.as_posix()
+
+
+def from_pretrained(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    token: str | None = None,
+) -> tuple[GPT, Tokenizer | None]:
+    """The model, in eval mode, and its tokenizer: of a folder, or of "user/name" or "user/name@revision" on the Hub.
+
+    Raises HubError when it cannot be fetched, CheckpointError when what is there is no model of ours.
+    """
+    place = resolve(name_or_path, revision, token=token)
+    try:
+        return load_model(place.folder, device, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {place}: {error.__cause__ or error}") from error
+
+
+def resolve(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    files: re.Pattern = MODEL_FILES,
+    cache_dir: str | Path | None = None,
+) -> Resolved:
+    """The local folder of a model; an existing path wins over a name on the Hub.
+
+    files: the paths in the repo that are fetched, root folder of the repo first. Where the Hub cannot be reached, what
+    an earlier call left in the cache serves. Raises HubError, or CheckpointError for a repo that is no model of ours.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise HubError(f"{name_or_path} is a folder, which has no revision {revision!r}; leave the revision out")
+        return Resolved(folder)
+    repo_id, revision = split_name(str(name_or_path), revision)
+    repo = Repo(HfApi(token=token), repo_id, revision, cache_dir)
+    try:
+        return with_retries(lambda: repo.fetch(files, max_bytes))
+    except (HTTPError, OSError, EntryNotFoundError) as error:
+        raise HubError(explain(error, repo_id, revision)) from error
+
+
+def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
+    """("user/name", revision) of "user/name@revision"; the default revision is main. HubError for what is no name."""
+    repo_id, _, inline = name.partition("@")
+    try:
+        if len(Path(name).parts) > 2 or name.startswith((".", "~")):
+            raise HFValidationError
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise HubError(
+            f"{name!r} is neither a folder here nor a name on the Hub: give a path or user/name[@revision]"
+        ) from None
+    if inline and revision and inline != revision:
+        raise HubError(f"{name!r} names revision {inline!r}, and {revision!r} is asked for too: give one of them")
+    return repo_id, revision or inline or "main"
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Repo:
+    """A model repo at a revision, and where it is cached."""
+
+    api: HfApi
+    repo_id: str
+    revision: str
+    cache_dir: str | Path | None = None
+
+    def fetch(self, files: re.Pattern, max_bytes: int) -> Resolved:
+        """Downloads the files of the commit that the revision stands for now, checked."""
+        try:
+            info = with_retries(self.info)
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if not isinstance(error, OfflineModeIsEnabled) and not is_transient(error):
+                raise
+            return self.cached(error)
+        siblings = {s.rfilename: s for s in info.siblings or ()}
+        found = {name: siblings[name] for name in choose_files(siblings, files)}
+        self.check_sizes(found, max_bytes)
+        if files is MODEL_FILES:
+            self.check_model(found, siblings)
+        folder = self.download([*found], info.sha)
+        for name, sibling in found.items():
+            check_bytes(folder / name, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id, self.repo_id)
+        return Resolved(folder, self.repo_id, self.revision, info.sha)
+
+    def info(self) -> ModelInfo:
+        return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=TIMEOUT)
+
+    def download(self, names: list[str], revision: str) -> Path:
+        place = snapshot_download(
+            self.repo_id, revision=revision, allow_patterns=names, cache_dir=self.cache_dir, token=self.api.token
+        )
+        return Path(place)
+
+    def cached(self, reason: Exception) -> Resolved:
+        """What an earlier fetch left. Raises LocalEntryNotFoundError where that is nothing."""
+        folder = snapshot_download(
+            self.repo_id, revision=self.revision, allow_patterns=["config.json"], cache_dir=self.cache_dir,
+            local_files_only=True,
+        )  # fmt: skip
+        logger.warning("the Hub cannot be reached (%s): taking %s from the cache", type(reason).__name__, self.repo_id)
+        return Resolved(Path(folder), self.repo_id, self.revision, Path(folder).name)
+
+    def check_sizes(self, found: dict[str, RepoSibling], max_bytes: int) -> None:
+        """Refuses what is too large before any of it is fetched."""
+        for name, sibling in found.items():
+            if sibling.size > MAX_SMALL_FILE and not name.endswith(".safetensors"):
+                raise HubError(f"{name} of {self.repo_id} has {sibling.size:,} bytes, which no honest one has")
+        total = sum(sibling.size for sibling in found.values())
+        if total > max_bytes:
+            raise HubError(f"{self.repo_id} has {total:,} bytes, and at most {max_bytes:,} are fetched here")
+
+    def check_model(self, found: Collection[str], names: Collection[str]) -> None:
+        """Refuses a repo without weights or of another architecture before its weights are fetched."""
+        if "config.json" not in found:
+            raise CheckpointError(f"{self} is no model: it has no config.json")
+        if not any(name.endswith(".safetensors") for name in found):
+            pickled = any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names)
+            what = (
+                "only pickled weights, which may run code when opened and are never read" if pickled else "no weights"
+            )
+            raise CheckpointError(f"{self} has {what}; it needs safetensors")
+        # by the revision's own name, so that the cache remembers what it stands for
+        path = hf_hub_download(
+            self.repo_id, "config.json", revision=self.revision, cache_dir=self.cache_dir, token=self.api.token
+        )
+        try:
+            read_config(Path(path).parent)
+        except ValueError as error:
+            raise CheckpointError(f"{self} is no model of ours: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
+
+
+def choose_files(names: Collection[str], files: re.Pattern) -> list[str]:
+    """Which of a repo's files are fetched. Weights beside a model.safetensors are not what is loaded."""
+    chosen = [name for name in names if files.fullmatch(name)]
+    if "model.safetensors" not in chosen:
+        return chosen
+    return [name for name in chosen if name == "model.safetensors" or not WEIGHT_FILES.fullmatch(name)]
+
+
+def check_bytes(path: Path, expected: str, repo_id: str) -> None:
+    """Compares a file with its hash on the Hub: sha256 for large files, git's own for small ones.
+
+    A file that differs is removed from the cache, so that the next try fetches it again.
+    """
+    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise DamagedError(f"{path.name} of {repo_id} arrived damaged: its hash is not the one on the Hub; try again")
+
+
+class DamagedError(HubError):
+    """Bytes changed on the way."""
+
+
+def limit_waiting(seconds: float = 4 * TIMEOUT) -> None:
+    """Has the Hub client give up on a server that shows no sign of life for so long; by itself it waits for ever."""
+    get_session().timeout = seconds
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the network, an overloaded or failing Hub, a commit in between."""
+    for e in chain(error):
+        if isinstance(e, HfHubHTTPError):
+            return e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
+        if isinstance(e, (OfflineModeIsEnabled, HubError)):
+            return isinstance(e, DamagedError)
+        if isinstance(e, (HTTPError, ConnectionError, TimeoutError)):
+            return True
+    return False
+
+
+def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) -> T:
+    """Does the work, again where it failed for a moment: a reset connection, a damaged file."""
+    for attempt in range(1, tries + 1):
+        try:
+            return work()
+        except (HTTPError, OSError) as error:
+            if attempt == tries or not is_transient(error):
+                raise
+            time.sleep(pause * attempt)
+    raise AssertionError("the last try returns or raises")
+
+
+def explain(error: BaseException, repo_id: str, revision: str = "", doing: str = "") -> str:
+    """One sentence for what went wrong with a repo, and what to do about it."""
+    for e in chain(error):
+        for kind, sentence in SENTENCES:
+            if isinstance(e, kind):
+                return sentence.format(repo=repo_id, revision=revision, error=one_line(e))
+        if isinstance(e, HfHubHTTPError):
+            return explain_status(e, repo_id, doing)
+        if isinstance(e, HTTPError):
+            return f"the Hub does not answer ({type(e).__name__}); check the network and try again"
+    return one_line(error)
+
+
+SENTENCES: list[tuple[type[BaseException], str]] = [  # the more special kinds first
+    (HubError, "{error}"),
+    (GatedRepoError, "{repo} is gated: ask for access on its page on the Hub, then sign in with `hf auth login`"),
+    (RepositoryNotFoundError,
+     "there is no {repo} here, and none on the Hub that you may read: check the name, or sign in with `hf auth login`"),
+    (RevisionNotFoundError, "{repo} has no branch, tag or commit {revision!r}"),
+    (DisabledRepoError, "{repo} was disabled by the Hub"),
+    (LocalTokenNotFoundError, "you are not signed in to the Hub: run `hf auth login`, or set HF_TOKEN"),
+    (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
+    (LocalEntryNotFoundError,
+     "{repo} at {revision!r} is not in the cache, and the Hub cannot be reached: check the network and HF_HUB_OFFLINE"),
+    (EntryNotFoundError, "{repo} lacks a file at {revision!r}: {error}"),
+    (HFValidationError, "{repo!r} is no name on the Hub: use user/name, with letters, digits, - _ and . only"),
+]  # fmt: skip
+
+
+def explain_status(error: HfHubHTTPError, repo_id: str, doing: str = "") -> str:
+    """One sentence for an HTTP status."""
+    status, owner = error.response.status_code, repo_id.split("/")[0]
+    doing = doing or f"use {repo_id}"
+    return {
+        401: "the Hub does not accept your token: sign in again with `hf auth login`",
+        402: f"the Hub asks for payment to {doing}: see the plan of {owner}",
+        403: f"your token may not {doing}: make one with write access for {owner} at huggingface.co/settings/tokens",
+        413: f"the Hub refuses {repo_id}: it is too large",
+        429: "the Hub asks to slow down (429): wait some minutes",
+    }.get(status, f"the Hub answers {status} when asked to {doing}; try again later")

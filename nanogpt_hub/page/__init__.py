@@ -1,0 +1,1 @@
+"""The page: one file a tab. The only folder of the library that imports gradio."""

@@ -1,0 +1,40 @@
+"""What several test files use: tiny models in folders, texts that try to break out, the variants of the core."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.model import GPT, PRESETS, GPTConfig
+from nanogpt_hub.tokenizer import build_tokenizer
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}</script>"
+TEXT = "To be, or not to be: that is the question.\n" + HOSTILE
+# Presets and overrides that together take every way through the core.
+VARIANTS = [*((name, {}) for name in PRESETS), ("llama", {"n_kv_head": 2}), ("nanochat", {"rotary_fraction": 0.5}),
+            ("nanochat", {"n_kv_head": 1, "norm_weight": True}), ("gpt2", {"embd_norm": True})]  # fmt: skip
+
+
+def make_model(folder: Path, seed: int = 0, text: str = TEXT, **config) -> Path:
+    """The folder of a tiny random model of characters that never ends a text."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer("char", [text])
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=16, block_size=32, **config))
+    with torch.no_grad():  # the logit of end-of-text is -160
+        model.ln_f.bias.fill_(1.0)
+        model.wte.weight[tokenizer.eot_id] = -10.0
+    return save_model(folder, model, tokenizer)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def import_app() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("app", ROOT / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
