@@ -178,7 +178,7 @@ def add_eval(commands) -> None:
     add_path(parser)
     parser.add_argument(
         "--data", required=True, metavar="SOURCE",
-        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, or "python" (the standard library)',
+        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, "python" or "stories"',
     )  # fmt: skip
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
     parser.add_argument("--config", default="", metavar="NAME", help="of a Hub dataset")

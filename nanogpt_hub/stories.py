@@ -25,7 +25,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -195,7 +195,7 @@ def cut(text: str) -> tuple[str | Mention, ...]:
     return tuple(part for part in parts if part)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _choices(symbol: str, key_texts: tuple[str, ...]) -> tuple[Choice, ...]:
     rule = GRAMMAR[symbol]
     options = rule.options(*key_texts) if isinstance(rule, Given) else rule
@@ -204,7 +204,7 @@ def _choices(symbol: str, key_texts: tuple[str, ...]) -> tuple[Choice, ...]:
     return tuple(Choice(weight / total, text, cut(text)) for text, weight in weights.items())
 
 
-@lru_cache(maxsize=None)
+@cache
 def keys_of(symbol: str) -> tuple[str, ...]:
     """The symbols whose texts decide what this one may stand for."""
     rule = GRAMMAR[symbol]
@@ -237,7 +237,7 @@ def stories(level: int = 4, seed: int = 1) -> Iterator[str]:
     return (expand(story, {}, draw) for _ in iter(int, 1))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cumulative(options: tuple[Choice, ...]) -> list[float]:
     return list(accumulate(choice.probability for choice in options))
 
@@ -258,7 +258,7 @@ def expand(mention: Mention, known: dict[str, str], draw: Callable[[], float]) -
 
 @dataclass(frozen=True)
 class Entropy:
-    """What a story holds, exactly: expected values over all stories of a level. Texts are ASCII: a character is a byte."""
+    """What a story holds, exactly: expected values over all stories of a level. All text is ASCII, a byte a character."""
 
     bits: float  # per story
     characters: float  # per story
@@ -277,12 +277,12 @@ class Entropy:
         return self.bits * math.log(2) / tokens_per_story
 
 
-@lru_cache(maxsize=None)
+@cache
 def entropy(level: int = 4) -> Entropy:
     """Entropy and expected length of a story, computed from the grammar, not measured.
 
     Entropy is a sum over the choices that are made (the chain rule: no story can be written in two ways), and length is
-    a sum over the texts that are written. The expected value of a sum is the sum of the expected values: so each symbol's
+    a sum over the texts that are written. The expected value of a sum is the sum of the expected values: each symbol's
     part is computed by itself, and only what decides about this one symbol has to be followed.
     """
     story = start(level)
@@ -291,7 +291,7 @@ def entropy(level: int = 4) -> Entropy:
     return Entropy(bits, characters, spaces + 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def all_choices(symbol: str) -> tuple[Choice, ...]:
     """What a symbol may stand for, whatever its keys were expanded to."""
     known: list[dict[str, str]] = [{}]
@@ -300,7 +300,7 @@ def all_choices(symbol: str) -> tuple[Choice, ...]:
     return tuple({choice.text: choice for texts in known for choice in choices(symbol, texts)}.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def reachable(symbol: str) -> frozenset[str]:
     """A symbol and all that may be mentioned in its texts."""
     mentions = {part.symbol for choice in all_choices(symbol) for part in choice.parts if isinstance(part, Mention)}
@@ -356,7 +356,7 @@ def _needed(agenda: tuple[Mention, ...], texts: dict[str, str], followed: Follow
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ahead(symbols: frozenset[str]) -> frozenset[str]:
     return frozenset().union(*map(reachable, symbols))
 

@@ -9,6 +9,7 @@ from nanogpt_hub.evaluate import bits_per_byte, perplexity
 
 METRICS = "metrics.jsonl"
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
+FLOOR = "entropy of the text, the best possible"  # where it is known
 
 
 class MetricsFile:

@@ -28,7 +28,7 @@ from train.config import TrainConfig, parse
 from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
 from train.hardware import check_precision, choose_device, choose_precision, device_name, memory_bytes
-from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
+from train.report import EVEN, FLOOR, UNIGRAM, baseline_lines, describe_loss, size, size_warning
 from train.rows import RowSource, load_rows, open_rows_of
 from train.sharing import Sharing
 from train.state import read_facts
@@ -206,19 +206,30 @@ def load_data(
     corpus.check_vocab(gpt.config.vocab_size)
     apart = open_validation_of(config)
     if apart is None:
+        val_corpus = corpus
         train, val = corpus.split(config.data.val_fraction, block_size)
     else:
-        train, val = corpus.tokens(), prepare(apart, tokenizer, cache_folder(config), quiet).tokens()
+        val_corpus = prepare(apart, tokenizer, cache_folder(config), quiet)
+        train, val = corpus.tokens(), val_corpus.tokens()
     windows = EvalWindows(val, block_size, config.eval.max_windows)
     unigram = unigram_loss(train, val, vocab_size)
     data = Data(
         batches=Batches(train, block_size, config.seed),
         val=windows.read(),
         bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
-        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram},
+        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram, **known_floor(val_corpus.manifest)},
         facts={"source": corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
     )
     return data, summary(corpus, train, val, tokenizer)
+
+
+def known_floor(manifest: dict) -> dict[str, float]:
+    """The entropy of a text in nats per token as a baseline, where its source knows it: no model can do better.
+
+    Documents are independent of each other, and each is one sequence of tokens with its end-of-text.
+    """
+    bits = manifest["source"].get("bits_per_document")
+    return {FLOOR: bits * math.log(2) * manifest["documents"] / manifest["tokens"]} if bits else {}
 
 
 def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
@@ -288,9 +299,11 @@ def closing_lines(trainer: Trainer) -> list[str]:
     p = trainer.progress
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
     prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
+    floor = trainer.data.baselines.get(FLOOR)
+    above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
-        f"({p.best_loss - p.first_loss:+.4f})",
+        f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
         f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
     ]
