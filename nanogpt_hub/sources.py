@@ -457,7 +457,7 @@ STORIES = {"level": 4, "seed": 1, "size": 8_000_000}  # defaults; the size is in
 
 
 def parse_stories(source: str) -> dict[str, int]:
-    """"stories:level=2,seed=7" as {"level": 2, "seed": 7, "size": 8_000_000}. Raises SourceError for anything else.
+    """ "stories:level=2,seed=7" as {"level": 2, "seed": 7, "size": 8_000_000}. Raises SourceError for anything else.
 
     level: 1 to 4 (see stories.py); seed: which stream of stories; size: how many characters of it, ending with a whole
     story.
@@ -472,7 +472,9 @@ def parse_stories(source: str) -> dict[str, int]:
             )
         settings[key.strip()] = int(value)
     if settings["level"] not in stories.LEVELS or not settings["size"]:
-        raise SourceError(f"{source!r}: level must be one of {', '.join(map(str, stories.LEVELS))}, and size at least 1")
+        raise SourceError(
+            f"{source!r}: level must be one of {', '.join(map(str, stories.LEVELS))}, and size at least 1"
+        )
     return settings
 
 

@@ -258,7 +258,7 @@ def expand(mention: Mention, known: dict[str, str], draw: Callable[[], float]) -
 
 @dataclass(frozen=True)
 class Entropy:
-    """What a story holds, exactly: expected values over all stories of a level. All text is ASCII, a byte a character."""
+    """What a story holds, exactly: expected values over all stories of a level. A character is a byte."""
 
     bits: float  # per story
     characters: float  # per story
