@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
+from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
@@ -288,6 +289,26 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+# ---- compare ----
+
+
+def add_compare(commands) -> None:
+    text = "Compares training runs: settings, losses at equal steps, tokens and time, and what is beyond noise."
+    parser = add_command(commands, "compare", compare_runs, text)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; those that differ in the seed are averaged"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses into this png")
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    comparison = compare([read_experiment(folder) for folder in args.runs])
+    print("\n\n".join(tables(comparison)))
+    if args.plot:
+        plot(comparison, args.plot)
+        say(f"drawn: {args.plot}")
+
+
 # ---- import ----
 
 
@@ -431,7 +452,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_sizes, add_import, add_push, add_space):
+    for add in (add_generate, add_eval, add_compare, add_info, add_sizes, add_import, add_push, add_space):
         add(commands)
     return parser
 
