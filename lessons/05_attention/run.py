@@ -13,12 +13,15 @@ from nanogpt_hub.lens import look_inside
 from nanogpt_hub.stories import first_error, stories
 
 
-def looks_back(model, tokenizer, distance: int) -> torch.Tensor:
-    """How much of its attention each head gives the token so many places back, (layers, heads), on average."""
+def looks_at_the_animal(model, tokenizer) -> torch.Tensor:
+    """How much of its attention each head gives the animal where the sound comes next, (layers, heads), on average.
+
+    Ada the bee says "Buzz!": what follows the quotation mark depends on the token two places before it.
+    """
     scores = []
     for text in islice(stories(2, seed=99), 50):
-        attention = look_inside(model, tokenizer, text).attention  # (layers, heads, T, T)
-        scores.append(attention.diagonal(-distance, dim1=-2, dim2=-1).mean(-1))
+        begins = text[: text.index('"') + 1]
+        scores.append(look_inside(model, tokenizer, begins).attention[:, :, -1, -3])
     return torch.stack(scores).mean(0)
 
 
@@ -31,9 +34,11 @@ def main() -> None:
     for name, folder in (("with attention", args.model), ("without", args.without)):
         model, tokenizer = load_model(folder)
         if model.config.block_size > 1:
-            scores = looks_back(model, tokenizer, 1)
+            scores = looks_at_the_animal(model, tokenizer)
             layer, head = divmod(int(scores.argmax()), scores.size(1))
-            print(f"attention of layer {layer + 1}, head {head + 1} to the token before: {scores.max():.3f}")
+            print(f"most attention of a head to the animal: {scores.max():.3f}")
+            print(f"the mean of all heads: {scores.mean():.3f}")
+            print(f"look at layer {layer + 1}, head {head + 1} in the page")
         written = generate(model, tokenizer, [""] * 100, max_new_tokens=60, temperature=1.0, seed=1000 * args.seed)
         flawless = sum(first_error(result.text, 2) is None for result in written)
         print(f"{name}, flawless of 100: {flawless}")
