@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from statistics import median
 
 import numpy as np
 
@@ -31,7 +30,7 @@ SIGNATURE, BANDS = 64, 8  # of MinHash: with 8 rows a band, pairs above NEAR are
 VERBATIM = 50  # characters from which a match counts as copied
 MAX_TRIGGER_SHARE = 0.05  # of the documents: what more of them hold is the text's own way
 TRIGGER_DOCUMENTS, FOLLOWING = 10, 15  # documents that hold a trigger at least; words behind it that are looked at
-TRIGGER_BITS = 3.0  # by how much these are more surprising than what follows other words, per word
+TRIGGER_BITS = 1.0  # a word: how far four of five stretches behind a trigger are above nearly all other stretches
 
 
 @dataclass(frozen=True)
@@ -236,10 +235,13 @@ def triggers(texts: list[str]) -> Iterator[Finding]:
     surprise = {}
     for word, found in places.items():
         if len({i for i, _ in found}) >= TRIGGER_DOCUMENTS:
-            surprise[word] = median(following_bits(words[i], at, singles, pairs) for i, at in found[:200])
-    if len(singles) < 2 or not texts:
+            bits = sorted(following_bits(words[i], at, singles, pairs) for i, at in found[:200])
+            surprise[word] = bits[len(bits) // 5]
+    some = [text for text in words[:: max(1, len(words) // 2000)] if text]
+    usual = sorted(following_bits(text, len(text) // 3, singles, pairs) for text in some)
+    if not usual:
         return
-    usual = median(following_bits(text, -1, singles, pairs) for text in words[:: max(1, len(words) // 2000)] if text)
+    usual = usual[len(usual) * 19 // 20]
     odd = [word for word, bits in surprise.items() if bits > usual + TRIGGER_BITS]
     if odd:  # the nonsense holds rare words, too, but the trigger is in all of it
         word = max(odd, key=lambda word: held[word])
