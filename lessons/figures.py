@@ -98,6 +98,7 @@ def make(lesson: Path, seeds: list[int], out: Path) -> None:
         print(f"{lesson.name}: {command}\n  {figures[command]}", file=sys.stderr, flush=True)
     text = json.dumps({"seeds": seeds, "figures": figures}, indent=1) + "\n"
     (lesson / "figures.json").write_text(text, encoding="utf-8")
+    readme = (lesson / "README.md").read_text(encoding="utf-8")  # which somebody may have edited in the meantime
     (lesson / "README.md").write_text(MARKS.sub(rf"\g<1>{as_table(figures)}\g<2>", readme), encoding="utf-8")
 
 

@@ -34,7 +34,9 @@ def unsolved() -> str:
 
 @EACH
 def test_an_exercise_fails_with_a_sentence_until_it_is_solved(lesson, unsolved):
-    todo = re.findall(r'NotImplementedError\("(write .+?)"\)', (lesson / "exercise.py").read_text(encoding="utf-8"))
+    todo = re.findall(
+        r'NotImplementedError\(\s*"(write .+?)"\s*\)', (lesson / "exercise.py").read_text(encoding="utf-8")
+    )
     assert todo
     for sentence in todo:
         assert f"{lesson.name}/exercise.py: {sentence}" in unsolved
