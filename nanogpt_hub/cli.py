@@ -6,7 +6,8 @@ them. Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a w
 
 import argparse
 import dataclasses
-import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import math
@@ -20,11 +21,22 @@ import torch
 from tqdm import tqdm
 
 from nanogpt_hub.audit import VERBATIM, audit, overlap
-from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
+from nanogpt_hub.checkpoint import (
+    CheckpointError,
+    load_model,
+    read_config_and_type,
+    read_json,
+    read_shapes,
+    recorded_core,
+    weight_files,
+)
 from nanogpt_hub.compare import compare, plot, read_experiment, tables
+from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import ENGINES, engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
 from nanogpt_hub.hub.card import flatten
@@ -55,12 +67,28 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float32)")
+    add_any_core(parser)
+
+
+def add_any_core(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--any-core", action="store_true",
+        help="take the weights even if they belong to another model.py than this one, which gives other results",
+    )  # fmt: skip
+
+
+def add_engine(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="what computes the tokens: plain (model.py itself), torch, numba (compiled once, then fastest on "
+        f"a CPU), auto (numba where it is prepared, else torch){more}",
+    )  # fmt: skip
 
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
     """The model that `add_path` and `add_device` ask for, and its tokenizer."""
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=pick_device(args.device), dtype=dtype)
+    return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
 
 
 def pick_device(name: str) -> str:
@@ -106,6 +134,7 @@ def add_generate(commands) -> None:
         help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
     )  # fmt: skip
     parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
+    add_engine(parser)
     add_device(parser)
 
 
@@ -120,6 +149,7 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
 def generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    prepare_engine(args)
     prompt = read_prompt(args.prompt)
     names = ("max_new_tokens", *SAMPLERS)
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -139,12 +169,20 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
+        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
+        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+
+
+def prepare_engine(args: argparse.Namespace) -> None:
+    """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
+    if (args.engine or engine_setting()) == "numba" and preparation.poll() is None and not preparation.over:
+        say("preparing the compiled engine, once for this machine: about a minute ...")
+        preparation.wait()
 
 
 def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
@@ -191,6 +229,7 @@ def add_eval(commands) -> None:
         "--max-windows", type=int, default=0, metavar="INT",
         help="only the first so many pieces of the model's context length (default: 0, the whole text)",
     )  # fmt: skip
+    add_engine(parser, "; the default here is plain")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -204,15 +243,19 @@ def evaluate_model(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(place, args)
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, and so cannot read a text")
-    result = evaluate(model, tokenizer, source, args.max_windows)
+    prepare_engine(args)
+    engine = open_engine(args.engine or "plain", model.wte.weight.device)
+    result = evaluate(model, tokenizer, source, args.max_windows, engine=engine)
     measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
     if args.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         counts = {"tokens": result.tokens, "bytes": result.bytes, "max_windows": args.max_windows}
-        print(json.dumps({"model": str(place), "data": source.describe(), **numbers, **counts}, indent=2))
+        about = {"model": str(place), "data": source.describe(), "engine": engine.name}
+        print(json.dumps({**about, **numbers, **counts}, indent=2))
         return
     print(f"model          {place}")
     print(f"data           {source.name}")
+    print(f"engine         {engine.name}")
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.4g}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")
@@ -235,20 +278,22 @@ def info(args: argparse.Namespace) -> None:
     print("\nfiles")
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
-        digest = f"  sha256 {sha256_of(file)}" if file in weights else ""
+        digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
         print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
 
 
 def print_model(place: Resolved) -> GPTConfig:
     """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
     try:
-        config = read_config(place)
-        match_tensors(config, {k: shape for path in weight_files(place) for k, shape in read_header(path).items()})
+        config, model_type = read_config_and_type(place, any_core=True)
+        match_tensors(config, read_shapes(weight_files(place)), model_type)
     except ValueError as error:
         raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
     content = read_json(place.folder / "config.json")
     dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
-    print(f"model type   {content['model_type']}, {printable(dtype)}")
+    print(f"model type   {model_type}, {printable(dtype)}")
+    if edited := recorded_core(content):
+        print(f"model.py     edited ({', '.join(edited.changed)}), see {CORE_FILE}; core {edited.fingerprint}")
     print(f"parameters   {empty_model(config).num_params():,}")
     if not (place.folder / "tokenizer.json").is_file():
         print("tokenizer    none")
@@ -280,15 +325,47 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value))
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, as the Hub shows it."""
-    digest, size = hashlib.sha256(), path.stat().st_size
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False)
-    with open(path, "rb") as file, bar:
-        while block := file.read(2**22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+def shown_sha256(path: Path) -> str:
+    """The hash of a file, as the Hub shows it, with a bar where that takes its time."""
+    size = path.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False) as bar:
+        return sha256_of(path, bar.update)
+
+
+# ---- core ----
+
+
+def add_core(commands) -> None:
+    parser = add_command(commands, "core", core, "Tells whether model.py is edited, and tries what it must keep.")
+    parser.add_argument("--preset", choices=list(PRESETS), help="lineage to try (default: all of them)")
+    parser.add_argument("fields", metavar="FIELD=VALUE", nargs="*", help="of the config, such as activation=relu2")
+
+
+def core(args: argparse.Namespace) -> None:
+    found = running_core()
+    print(f"model.py     {'edited: ' + ', '.join(found.changed) if found.changed else 'unedited'}")
+    print(f"core         {found.fingerprint}")
+    own = f"nanogpt_hub, with model.py as {CORE_FILE}; Transformers cannot load it"
+    print(f"saved as     {own if found.changed else 'gpt2, gpt_neox, llama, nanochat, where one fits'}")
+    given, broken = dict(field_of(text) for text in args.fields), 0
+    for preset in [args.preset] if args.preset else PRESETS:
+        wrong = faults(GPTConfig.preset(preset, "1m", **given))
+        print(f"{preset:<12} {'; '.join(wrong) or 'keeps what generation, training and lens count on'}")
+        broken += bool(wrong)
+    if broken:
+        raise ValueError("what this model.py computes is not what is generated and trained with: see above")
+
+
+def field_of(text: str) -> tuple[str, object]:
+    """A field of GPTConfig and its value, from FIELD=VALUE. ValueError for a field that there is not."""
+    name, _, value = text.partition("=")
+    names = [field.name for field in dataclasses.fields(GPTConfig)]
+    if name not in names or not value:
+        raise ValueError(f"{text!r} is not FIELD=VALUE; the fields are {', '.join(names)}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 # ---- audit ----
@@ -345,6 +422,25 @@ def compare_runs(args: argparse.Namespace) -> None:
 # ---- import ----
 
 
+def add_prepare(commands) -> None:
+    text = "Tokenises the text of a run ahead of it: CONFIG.yaml [--workers N] [--option value ...], as for training."
+    # Every word is the trainer's, options too: with a prefix that nobody types none of them is taken for ours.
+    parser = commands.add_parser("prepare", help=text, description=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """The library does not know the trainer; the command hands over to it where it is installed."""
+    if importlib.util.find_spec("train") is None or importlib.util.find_spec("train.prepare") is None:
+        raise ValueError(
+            "prepare belongs to the trainer, which is not installed here; run it in a checkout of nanogpt_hub"
+        )
+    status = importlib.import_module("train.prepare").main(args.arguments)
+    if status:
+        raise SystemExit(status)
+
+
 def add_import(commands) -> None:
     parser = add_command(commands, "import", import_nanogpt, "Makes a model folder of a checkpoint that nanoGPT wrote.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="nanoGPT's ckpt.pt")
@@ -352,10 +448,11 @@ def add_import(commands) -> None:
     parser.add_argument(
         "--meta", metavar="PATH", help="the meta.pkl beside nanoGPT's data, for characters (default: GPT-2's tokenizer)"
     )
+    add_any_core(parser)
 
 
 def import_nanogpt(args: argparse.Namespace) -> None:
-    found = import_checkpoint(args.checkpoint, args.out, args.meta)
+    found = import_checkpoint(args.checkpoint, args.out, args.meta, any_core=args.any_core)
     config, tokenizer = found.model.config, found.tokenizer
     shape = (f"{config.n_layer} layers", f"{config.n_head} heads", f"width {config.n_embd}",
              f"context {config.block_size}", "biases" if config.attn_bias else "no biases")  # fmt: skip
@@ -485,7 +582,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_compare, add_audit, add_info, add_sizes, add_import, add_push, add_space):
+    first = (add_generate, add_eval, add_compare, add_audit, add_info, add_core)
+    for add in (*first, add_sizes, add_prepare, add_import, add_push, add_space):
         add(commands)
     return parser
 

@@ -14,18 +14,26 @@ FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), 
 ROOMS = {
     "model": set(),
     "tokenizer": set(),
-    "sources": set(),
+    "files": set(),
+    "formats": set(),
+    "stories": set(),
+    "sources": {"files", "formats", "stories"},
+    "fingerprint": set(),
+    "core": {"model", "fingerprint"},
     "families": {"model"},
-    "engine.*": {"model", "engine.*", "sampling"},
-    "sampling": {"engine.select"},
-    "generate": {"model", "tokenizer", "sampling", "engine.select"},
+    "engine.*": {"model", "core", "engine.*", "sampling"},
+    "engine.prepare": {"engine.*", "sources"},
+    "sampling": set(),
+    "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families"},
-    "evaluate": {"model", "tokenizer", "sources", "generate"},
+    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
+    "mixture": {"sources", "formats"},
+    "duplicates": {"sources", "formats"},
+    "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
     "hub.readme": set(),
-    "hub.*": {"model", "tokenizer", "families", "checkpoint", "hub.*"},
-    "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
+    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
+    "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 
 
@@ -105,7 +113,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "sources"):
+    for room in ("tokenizer", "formats", "sources", "stories"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

@@ -7,7 +7,6 @@ Only the files that a model is made of are fetched: their sizes are checked befo
 repo is executed, and its files stay in the Hub's cache. What goes wrong is one sentence (`HubError`).
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -35,7 +34,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config
+from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
+from nanogpt_hub.files import git_hash_of, sha256_of
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 WEIGHT_FILES = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors|model\.safetensors\.index\.json")
 MODEL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|chat_template\.jinja|README\.md"
+    r"|merges\.txt|chat_template\.jinja|README\.md|model\.py\.txt"
     r"|training/([A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w-]*\.(jsonl|json|yaml|txt|png)"
     rf"|{WEIGHT_FILES.pattern}"
 )
@@ -82,14 +82,16 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     token: str | None = None,
+    any_core: bool = False,
 ) -> tuple[GPT, Tokenizer | None]:
     """The model, in eval mode, and its tokenizer: of a folder, or of "user/name" or "user/name@revision" on the Hub.
 
-    Raises HubError when it cannot be fetched, CheckpointError when what is there is no model of ours.
+    any_core: as for `load_model`. Raises HubError when it cannot be fetched, CheckpointError when what is there is no
+    model of ours, or one of another core.
     """
     place = resolve(name_or_path, revision, token=token)
     try:
-        return load_model(place.folder, device, dtype)
+        return load_model(place.folder, device, dtype, any_core=any_core)
     except CheckpointError as error:
         raise CheckpointError(f"cannot load {place}: {error.__cause__ or error}") from error
 
@@ -208,6 +210,8 @@ class Repo:
         )
         try:
             read_config(Path(path).parent)
+        except CoreError:
+            pass  # `load_model` says it too, when the model.py.txt that it speaks of is there
         except ValueError as error:
             raise CheckpointError(f"{self} is no model of ours: {error}") from error
 
@@ -228,11 +232,7 @@ def check_bytes(path: Path, expected: str, repo_id: str) -> None:
 
     A file that differs is removed from the cache, so that the next try fetches it again.
     """
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if (sha256_of if len(expected) == 64 else git_hash_of)(path) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise DamagedError(f"{path.name} of {repo_id} arrived damaged: its hash is not the one on the Hub; try again")
