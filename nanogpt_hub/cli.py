@@ -20,6 +20,7 @@ import huggingface_hub
 import torch
 from tqdm import tqdm
 
+from nanogpt_hub.audit import VERBATIM, audit, overlap
 from nanogpt_hub.checkpoint import (
     CheckpointError,
     load_model,
@@ -29,6 +30,7 @@ from nanogpt_hub.checkpoint import (
     recorded_core,
     weight_files,
 )
+from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import ENGINES, engine_setting, open_engine, preparation
@@ -36,6 +38,7 @@ from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
+from nanogpt_hub.generate import generate as generate_texts
 from nanogpt_hub.hub.card import flatten
 from nanogpt_hub.hub.publish import push_to_hub
 from nanogpt_hub.hub.resolve import Resolved, resolve
@@ -216,7 +219,7 @@ def add_eval(commands) -> None:
     add_path(parser)
     parser.add_argument(
         "--data", required=True, metavar="SOURCE",
-        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, or "python" (the standard library)',
+        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, "python" or "stories"',
     )  # fmt: skip
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
     parser.add_argument("--config", default="", metavar="NAME", help="of a Hub dataset")
@@ -363,6 +366,57 @@ def field_of(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+# ---- audit ----
+
+
+def add_audit(commands) -> None:
+    text = "Looks for duplicates, secrets, personal data, invisible characters and planted triggers in a text."
+    parser = add_command(commands, "audit", audit_text, text)
+    parser.add_argument("data", metavar="SOURCE", help="as of train.pretrain: file, folder, URL, Hub dataset, stories")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
+    parser.add_argument("--model", metavar="PATH", help="how much of what this model writes stands in the text")
+    add_device(parser)
+
+
+def audit_text(args: argparse.Namespace) -> None:
+    source = open_source(args.data, text_column=args.text_column)
+    report = audit(source)
+    print(f"looked at  {source.name}: {report.documents:,} documents, {report.characters:,} characters")
+    if report.cut_short:
+        print("note       there is more, which was not looked at")
+    for found in report.findings:
+        print(f"{found.count:>9,}  {found.kind}; for example in document {found.document}: {found.example}")
+    if not report.findings:
+        print("nothing found")
+    if args.model:
+        model, tokenizer = open_model(resolve(args.model), args)
+        sampling = SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1)
+        written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
+        found = overlap(written, source.documents())
+        print(f"verbatim   {found.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
+        print(f"longest    {found.longest} bytes: {found.example}")
+
+
+# ---- compare ----
+
+
+def add_compare(commands) -> None:
+    text = "Compares training runs: settings, losses at equal steps, tokens and time, and what is beyond noise."
+    parser = add_command(commands, "compare", compare_runs, text)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; those that differ in the seed are averaged"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses into this png")
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    comparison = compare([read_experiment(folder) for folder in args.runs])
+    print("\n\n".join(tables(comparison)))
+    if args.plot:
+        plot(comparison, args.plot)
+        say(f"drawn: {args.plot}")
 
 
 # ---- import ----
@@ -528,7 +582,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_core, add_sizes, add_prepare, add_import, add_push, add_space):
+    first = (add_generate, add_eval, add_compare, add_audit, add_info, add_core)
+    for add in (*first, add_sizes, add_prepare, add_import, add_push, add_space):
         add(commands)
     return parser
 

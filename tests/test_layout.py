@@ -16,7 +16,8 @@ ROOMS = {
     "tokenizer": set(),
     "files": set(),
     "formats": set(),
-    "sources": {"files", "formats"},
+    "stories": set(),
+    "sources": {"files", "formats", "stories"},
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
@@ -112,7 +113,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "formats", "sources"):
+    for room in ("tokenizer", "formats", "sources", "stories"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

@@ -61,7 +61,7 @@ class ModelConfig(ModelOverrides):
 class DataConfig:
     """The text and how it is cut into tokens."""
 
-    source: str = "python"  # a file, a folder, a URL, a Hub dataset id, or "python": the standard library's own source
+    source: str = "python"  # a file, a folder, a URL, a Hub dataset id, "python" (its standard library) or "stories"
     text_column: str = "text"  # which column of a table or dataset holds the text
     format: Literal["text", "completion", "messages"] = "text"  # what rows hold; of the last two, answers are learned
     prompt_column: str = "prompt"  # for format completion: what the model is given
@@ -272,5 +272,5 @@ def parse(parser: ArgumentParser, argv: list[str] | None = None) -> tuple[TrainC
         config = TrainConfig(**{f.name: made[f.name] for f in fields(TrainConfig)})
     except ValueError as error:
         parser.error(str(error))
-    name = Path(str(parsed.config[0])).stem if parsed.config else Path(config.data.source).stem
+    name = Path(str(parsed.config[0])).stem if parsed.config else re.sub(r"[:=,]+", "-", Path(config.data.source).stem)
     return replace(config, out_dir=config.out_dir or f"out/{name}"), parsed

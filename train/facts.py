@@ -14,7 +14,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
-from train.report import UNIGRAM
+from train.report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
@@ -107,6 +107,8 @@ def progress_facts(trainer) -> RunFacts:
             "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
         },
     }
+    if FLOOR in data.baselines:
+        facts["evaluation"]["floor_loss"] = data.baselines[FLOOR]
     if "base_model" in trainer.facts:
         facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:

@@ -28,7 +28,7 @@ from train.folder import RunLock, TrainingError, disk_errors, empty, may_begin_a
 from train.hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
 from train.loading import load_data, open_source_of
 from train.plan import check_disk, memory_line
-from train.report import METRICS, baseline_lines, describe_loss, size_warning
+from train.report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
 from train.sharing import Sharing
 from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
 from train.tokenizing import wait_for
@@ -315,9 +315,11 @@ def closing_lines(trainer: Trainer) -> list[str]:
         return [f"{why}. {best} holds the model as it was before the first step"]
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
     prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
+    floor = trainer.data.baselines.get(FLOOR)
+    above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
-        f"({p.best_loss - p.first_loss:+.4f})",
+        f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
         f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
     ]

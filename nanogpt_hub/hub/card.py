@@ -72,6 +72,7 @@ class EvaluationFacts(TypedDict, total=False):
     perplexity: float
     bits_per_byte: float
     unigram_loss: float  # of always guessing by frequency
+    floor_loss: float  # the text's own entropy, where it is known
     base_loss: float  # of the base model before fine-tuning
 
 
@@ -320,6 +321,7 @@ def evaluation_section(facts: RunFacts) -> str:
     loss, base = e["val_loss"], e.get("base_loss")
     bits = e["bits_per_byte"] / loss if "bits_per_byte" in e and loss else None
     rows = [("this model", loss), ("its base model", base), ("guessing by frequency", e.get("unigram_loss"))]
+    rows += [("the entropy of the text: no model can do better", e.get("floor_loss"))]
     table = [["", "loss (nats per token)", "perplexity", "bits per byte"], ["---"] * 4]
     for name, value in rows:
         if value is not None:
