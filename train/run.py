@@ -27,6 +27,7 @@ from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train.config import TrainConfig, parse
 from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
 from train.facts import command_line, lasting_facts
+from train.fetched import check_own, cleaner
 from train.hardware import check_precision, choose_device, choose_precision, device_name, memory_bytes
 from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
 from train.rows import RowSource, load_rows, open_rows_of
@@ -67,15 +68,23 @@ def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None =
 def fetch_run(
     config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
 ) -> tuple[TrainConfig, Namespace]:
-    """Brings a run from the Hub into out_dir; without a CONFIG its own counts, below the given flags."""
+    """Brings a run from the Hub into out_dir; without a CONFIG what its own may decide counts, below the given flags.
+
+    Raises ValueError, with the command to give, where the user has not said what the run shall read.
+    """
     named = parsed.out_dir or parsed.config
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
+    if not parsed.config:
+        check_own(parsed.resume, out, parser, argv)
     if read_facts(out / "state") is None:
         print(f"fetching the training state of {parsed.resume} into {out}")
-        fetch_state(parsed.resume, out)
+        fetch_state(parsed.resume, out, clean=cleaner(out))
     if parsed.config:
         return config, parsed
-    return parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    if not config.hub.repo_id:
+        print("hub: nothing is pushed; say --hub.repo_id you/name to share what comes of it")
+    return config, parsed
 
 
 def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_start: MakeStart, argv: list[str]) -> int:

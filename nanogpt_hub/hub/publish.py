@@ -329,10 +329,13 @@ def state_files(run: str | Path) -> dict[str, Path]:
     return {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
 
 
-def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
+def fetch_state(
+    name: str, run: str | Path, *, token: str | None = None, clean: Callable[[Path], None] | None = None
+) -> str:
     """Copies the training state of "user/name[@revision]" into a run's folder, to continue there; returns its commit.
 
-    Raises HubError where there is none, or where the folder holds a run already.
+    clean: is given the copy before it appears as `run`, to take out of it what must not count here. Raises HubError
+    where there is none, or where the folder holds a run already.
     """
     run = Path(run)
     if run.is_dir() and any(run.iterdir()):
@@ -344,6 +347,8 @@ def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
     staging = run.with_name(f".{run.name}.fetching")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(place.folder, staging)  # copies what the cache's links point to
+    if clean is not None:
+        clean(staging)
     if run.is_dir():
         run.rmdir()
     os.replace(staging, run)
