@@ -126,10 +126,11 @@ def check_own(name: str, out: Path, parser: ArgumentParser, argv: list[str]) -> 
     place = out if here else resolve(name, None if "@" in name else STATE_BRANCH, files=ABOUT).folder
     settings = read_settings(place / "config.yaml")
     own = settings if here else {}  # what the user said when the run was fetched
+    said = {name: value for name, value in {**own, **dict(leaves(given.as_dict()))}.items() if value is not None}
+    needed = ("from", "data.source")
     missing = [
-        flag for flag in wanted(settings, parser)
-        if given.get(flag) in (None, "") and own.get(flag) in (None, "")
-    ]  # fmt: skip
+        name for name in wanted(settings, parser) if said.get(name, "") == "" and (name in needed or name not in said)
+    ]
     if missing:
         line = command(parser, argv, missing, settings)
         raise ValueError(f"what a run from the Hub reads is yours to say ({was(place)}): go on with `{line}`")
