@@ -25,6 +25,7 @@ from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.hub.card import flatten
+from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import push_to_hub
 from nanogpt_hub.hub.resolve import Resolved, resolve
 from nanogpt_hub.hub.space import create_space
@@ -451,6 +452,6 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"nanogpt-hub: {error}", file=sys.stderr)
+        print(f"nanogpt-hub: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     return 0

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nanogpt_hub.checkpoint import write_atomic
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.families import family_of
+from nanogpt_hub.hub.private import public_config, without_secrets
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT, GPTConfig
@@ -58,10 +59,10 @@ def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None =
             config, parsed = fetch_run(config, parsed, parser, argv)
         return run(config, parsed, parser, make_start, argv)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return 1
 
 
@@ -92,7 +93,10 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     out = Path(config.out_dir)
     state = find_state(out, parsed)
     processes = join_processes(config)
-    say = processes.print
+
+    def say(line: str) -> None:
+        processes.print(without_secrets(line))
+
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
     with processes.main_process_first():  # the others find the tokenizer and the shards in the cache
@@ -115,7 +119,7 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     if accelerator.is_main_process:
         prepare_folder(out, parsed, parser, fresh=state is None)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("nanogpt_hub", config=flat(asdict(config)))
+    accelerator.init_trackers("nanogpt_hub", config=flat(public_config(asdict(config), facts)))
     trainer.fit()
     accelerator.end_training()
     left = sharing.finish() if sharing else []

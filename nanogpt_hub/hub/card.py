@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from nanogpt_hub.checkpoint import read_config, read_json, write_atomic
 from nanogpt_hub.families import FAMILIES, empty_model
+from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import one_line, update_readme, validate_readme
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -115,7 +116,7 @@ def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", loss_curve
     or would be refused, CheckpointError when the folder is no model.
     """
     folder = Path(folder)
-    facts = complete_facts(folder, facts)
+    facts = Scrub().value(complete_facts(folder, facts))
     title = facts.get("title") or repo_id.rpartition("/")[2] or run_name(folder)
     if loss_curve is None:
         loss_curve = any((place / "loss.png").is_file() for place in (folder / "training", folder.parent))

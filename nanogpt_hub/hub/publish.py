@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundEr
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
+from nanogpt_hub.hub.private import public_files, public_text
 from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
 from nanogpt_hub.hub.resolve import (
     MODEL_FILES,
@@ -173,7 +174,10 @@ def total_size(files: Files) -> int:
 # --- one commit ------------------------------------------------------------------------------------------------------
 @dataclass
 class Push:
-    """Files on their way to a branch: each `send` is one try, and tries after the one that worked change nothing."""
+    """Files on their way to a branch: each `send` is one try, and tries after the one that worked change nothing.
+
+    Whatever is published comes through here, so this is where it is made public: see private.py.
+    """
 
     repo_id: str
     files: Files
@@ -183,6 +187,9 @@ class Push:
     kind: str = "model"
     owned: re.Pattern = MODEL_FILES  # remote files that match are ours: those not among `files` are deleted
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self.files, self.message = public_files(self.files), public_text(self.message)
 
     def send(self, api: HfApi, say: Say = logger.info) -> str:
         """Commits what differs from the branch's head, if anything does, and tags it. Returns the commit's sha."""

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from huggingface_hub import CardData, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+
+from nanogpt_hub.hub.plain_yaml import PlainYamlError, read_mapping
 
 MARK = "<!-- nanogpt_hub: begin of what each push rewrites; words {} -->"
 BEGIN = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{12})"))
@@ -46,12 +47,9 @@ class Readme:
         text = text.replace("\r\n", "\n")
         found = re.match(r"\s*---\n(.*?\n|)---(?:\n|\Z)", text, re.DOTALL)
         try:
-            data = yaml.safe_load(found[1]) if found else None
-        except yaml.YAMLError as error:
-            raise CardError(f"the metadata at the top of README.md is no valid YAML: {one_line(error)}") from None
-        if data is not None and not isinstance(data, dict):
-            raise CardError("the metadata at the top of README.md must be `key: value` lines")
-        data = {str(key): value for key, value in (data or {}).items()}
+            data = read_mapping(found[1], "the metadata at the top of README.md") if found else {}
+        except PlainYamlError as error:
+            raise CardError(str(error)) from None
         body = text[found.end() :] if found else text
         begin, end = BEGIN.search(body), body.rfind(END)
         if not begin or end < begin.end():

@@ -36,6 +36,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config
+from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer
@@ -280,16 +281,16 @@ def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) 
 
 
 def explain(error: BaseException, repo_id: str, revision: str = "", doing: str = "") -> str:
-    """One sentence for what went wrong with a repo, and what to do about it."""
+    """One sentence for what went wrong with a repo, and what to do about it, without the address of an upload."""
     for e in chain(error):
         for kind, sentence in SENTENCES:
             if isinstance(e, kind):
-                return sentence.format(repo=repo_id, revision=revision, error=one_line(e))
+                return without_secrets(sentence.format(repo=repo_id, revision=revision, error=one_line(e)))
         if isinstance(e, HfHubHTTPError):
             return explain_status(e, repo_id, doing)
         if isinstance(e, HTTPError):
             return f"the Hub does not answer ({type(e).__name__}); check the network and try again"
-    return one_line(error)
+    return without_secrets(one_line(error))
 
 
 SENTENCES: list[tuple[type[BaseException], str]] = [  # the more special kinds first

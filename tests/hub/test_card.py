@@ -171,7 +171,7 @@ def test_words_of_a_readme_that_is_not_ours_are_kept():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\nlicense: [mit\n---\n", "no valid YAML"),
+        ("---\nlicense: [mit\n---\n", "not valid YAML"),
         ("---\n- a\n---\n", "key: value"),
         ("---\nlanguage: English\n---\n", "ISO 639"),
         ("---\nlicense: My License\n---\n", "such as mit"),
