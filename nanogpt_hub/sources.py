@@ -34,6 +34,9 @@ from tqdm import tqdm
 
 PIECE_CHARS = 2**20  # a longer document is handed out in pieces of at most so many characters
 BLOCK_BYTES = 2**20  # how much of a file is read at a time
+MAX_ROW_BYTES = 2**28  # of one line or one value of a table: a row is held in memory
+MAX_UNPACKED = 250  # times its packed size that a file may have: text packs to a tenth, a bomb to a thousandth
+SMALL = 2**26  # bytes that any file may unpack to
 Chunks = Iterator[tuple[str, bool]]  # pieces of text; True with the last one of a document
 
 
@@ -161,11 +164,45 @@ UNPACKERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked. What goes wrong while it is read becomes a SourceError."""
+    unpack = UNPACKERS.get(path.suffix.lower())
     try:
-        with UNPACKERS.get(path.suffix.lower(), open)(path, "rb") as file:
-            yield file
+        with (unpack or open)(path, "rb") as file:
+            yield _Bounded(path, file) if unpack else file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
+
+
+class _Bounded:
+    """A packed file's bytes: as many as an honest one holds."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.left = max(SMALL, MAX_UNPACKED * path.stat().st_size)
+
+    def read(self, size: int) -> bytes:
+        return self._counted(self.file.read(size))
+
+    def readline(self, size: int) -> bytes:
+        return self._counted(self.file.readline(size))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise SourceError(
+                f"{self.path} unpacks to more than {MAX_UNPACKED} times its size, as no text does; "
+                "unpack it yourself if you trust it, and give that file"
+            )
+        return data
+
+
+def check_parquet(file, path: Path) -> None:
+    """Refuses a parquet file of which a few bytes unfold to gigabytes. Raises SourceError."""
+    unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    if unpacked > max(SMALL, MAX_UNPACKED * path.stat().st_size):
+        raise SourceError(
+            f"{path} unpacks to {unpacked:,} bytes, more than {MAX_UNPACKED} times its size, as no text does; "
+            "write it anew without compression if you trust it"
+        )
 
 
 def _no_nul(path: Path, block: bytes, offset: int) -> None:
@@ -207,7 +244,9 @@ def _lines(path: Path) -> Iterator[str]:
     """The file's lines, their ends untouched."""
     offset = 0
     with _opened(path) as file:
-        for line in file:
+        for line in iter(partial(file.readline, MAX_ROW_BYTES + 1), b""):
+            if len(line) > MAX_ROW_BYTES:
+                raise SourceError(f"{path} has a line of more than {MAX_ROW_BYTES:,} bytes at offset {offset}; cut it")
             _no_nul(path, line, offset)
             try:
                 text = line.decode("utf-8")
@@ -280,13 +319,14 @@ def _read_parquet(path: Path, column: str) -> Chunks:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+            check_parquet(file, path)
             columns = file.schema_arrow.names
             if column not in columns:
                 yield from _row_text(dict.fromkeys(columns), column, str(path))  # says which columns there are
             for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield from _row_text({column: text}, column, str(path))
+                for value in batch.column(0):  # one at a time: a repeated text is there once, as a dictionary's entry
+                    yield from _row_text({column: value.as_py()}, column, str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} is not a readable parquet file: {error}") from error
 

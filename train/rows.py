@@ -22,6 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
-from nanogpt_hub.sources import SourceError
+from nanogpt_hub.sources import MAX_ROW_BYTES, SourceError, check_parquet
 from nanogpt_hub.tokenizer import Tokenizer
 from train.chat import ChatTemplate, Encoded
 from train.config import DataConfig, TrainConfig
@@ -41,6 +42,7 @@ from train.data import ALL, Data, Order, unigram_loss
 from train.report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
+PARQUET_ROWS = 64  # unfolded together
 SHOWN = 200  # characters of the first row
 
 Encode = Callable[[list[dict], int], Iterable[Encoded]]  # rows, and the number of the first of them
@@ -108,7 +110,11 @@ def _open_file(path: Path) -> RowSource:
 
 def _read_json_lines(path: Path) -> Iterator[dict]:
     with path.open(encoding="utf-8-sig") as file:
-        yield from (json.loads(line) for line in file if line.strip())
+        for line in iter(partial(file.readline, MAX_ROW_BYTES + 1), ""):
+            if len(line) > MAX_ROW_BYTES:
+                raise ValueError(f"a line of more than {MAX_ROW_BYTES:,} characters")
+            if line.strip():
+                yield json.loads(line)
 
 
 def _read_json(path: Path) -> Iterator[dict]:
@@ -129,7 +135,8 @@ def _read_parquet(path: Path) -> Iterator[dict]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+            check_parquet(file, path)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
