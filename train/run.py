@@ -39,6 +39,9 @@ from train.trainer import Trainer, TrainingError
 TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
 
 
+NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
+
+
 class Start(NamedTuple):
     """What a run starts from."""
 
@@ -51,7 +54,10 @@ MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 
 def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
-    """The whole command: returns its exit status, with a sentence on standard error where it is not 0."""
+    """The whole command: returns its exit status, with a sentence where it is not 0.
+
+    1: the training had to stop; 2: what was asked for cannot be; 3: trained, but something is not on the Hub.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         config, parsed = parse(parser, argv)
@@ -125,7 +131,7 @@ def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_sta
     left = sharing.finish() if sharing else []
     for line in (*closing_lines(trainer), *left):
         say(line)
-    return 0
+    return NOT_SHARED if left else 0
 
 
 def find_state(out: Path, parsed: Namespace) -> dict | None:

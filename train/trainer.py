@@ -119,6 +119,7 @@ class Trainer:
         self.config, self.gpt, self.tokenizer, self.data, self.accelerator = config, gpt, tokenizer, data, accelerator
         self.facts = facts  # what was known before the first step, for the model card
         self.sharing = sharing  # on the main process of a run that pushes to the Hub
+        self.new_best: RunFacts | None = None  # of best/, until it is submitted
         self.out = Path(config.out_dir)
         self.progress, self.recent = Progress(), []  # recent: the steps since the last log line
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
@@ -159,6 +160,7 @@ class Trainer:
         with Interrupt() as interrupt, self._bar() as bar:
             if p.step == 0:
                 self._log(bar, {"val_loss": self.evaluate()})
+                self._share()
             while p.step < cfg.max_steps and ended == "done":
                 stop, save = self._agree(interrupt.asked, self._save_due())
                 if stop:
@@ -179,6 +181,8 @@ class Trainer:
         evaluated = {"val_loss": self.evaluate()} if evaluate else {}
         if evaluate or p.step % cfg.log_interval == 0:
             self._log(bar, {**self._summary(), **evaluated})
+        if evaluate:
+            self._share()
         bar.update()
         return "early stop" if 0 < cfg.eval.patience <= p.stale else "done"
 
@@ -287,15 +291,19 @@ class Trainer:
             p.first_loss = val_loss
         if val_loss < p.best_loss:
             p.best_loss, p.best_step, p.stale = val_loss, p.step, 0
-            facts = self._save_folder("best")
-            if self.sharing and p.step:
-                self.sharing.best(self.gpt, facts)
+            self.new_best = self._save_folder("best")
         else:
             p.stale += 1
+
+    def _share(self) -> None:
+        """Submits what an evaluation brought, once its row is in the log that goes along."""
+        best, self.new_best = self.new_best, None
+        if best is not None and self.sharing and self.progress.step:
+            self.sharing.best(self.gpt, best)
         if self.config.hub.repo_id and self.config.hub.push_steps:
             facts = self.save()
             if self.sharing:
-                self.sharing.step(p.step, self.gpt, facts)
+                self.sharing.step(self.progress.step, self.gpt, facts)
 
     def _write_sample(self) -> None:
         self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text

@@ -16,9 +16,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 import torch
-from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -124,6 +125,7 @@ def resolve(
 
 def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
     """("user/name", revision) of "user/name@revision"; the default revision is main. HubError for what is no name."""
+    name = from_address(name)
     repo_id, _, inline = name.partition("@")
     try:
         if len(Path(name).parts) > 2 or name.startswith((".", "~")):
@@ -136,6 +138,16 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
     if inline and revision and inline != revision:
         raise HubError(f"{name!r} names revision {inline!r}, and {revision!r} is asked for too: give one of them")
     return repo_id, revision or inline or "main"
+
+
+def from_address(name: str) -> str:
+    """ "user/name" or "user/name@revision" of the address of a model's page; any other name as it is."""
+    hosts = "|".join(map(re.escape, {"https://huggingface.co", "https://hf.co", constants.ENDPOINT}))
+    found = re.fullmatch(
+        rf"(?:{hosts})/(?!datasets/|spaces/)([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(?:tree|blob|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?",
+        name.strip(),
+    )
+    return name if not found else found[1] + (f"@{unquote(found[2])}" if found[2] else "")
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------
@@ -260,12 +272,21 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: the network, an overloaded or failing Hub, a commit in between."""
     for e in chain(error):
         if isinstance(e, HfHubHTTPError):
-            return e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
+            damaged = e.response.status_code in (400, 422) and is_upload(e)  # bytes that changed on the way
+            return damaged or e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
         if isinstance(e, (OfflineModeIsEnabled, HubError)):
             return isinstance(e, DamagedError)
         if isinstance(e, (HTTPError, ConnectionError, TimeoutError)):
             return True
     return False
+
+
+def is_upload(error: HfHubHTTPError) -> bool:
+    """Whether it was the bytes of a large file that the Hub did not take."""
+    try:
+        return error.response.request.method == "PUT"
+    except RuntimeError:  # an answer that knows nothing of its request
+        return False
 
 
 def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) -> T:
