@@ -29,6 +29,7 @@ from nanogpt_hub.families import (
     config_from_hf,
     config_to_hf,
     empty_model,
+    head_copy,
     is_buffer,
     match_tensors,
     state_from_hf,
@@ -122,7 +123,7 @@ def default_generation_config(config: GPTConfig, tokenizer: Tokenizer | None) ->
     vocab = tokenizer.vocab_size if tokenizer else config.vocab_size
     result = dict(do_sample=True, temperature=0.8, top_k=min(200, vocab), max_new_tokens=300)
     if tokenizer is not None and tokenizer.eot_id is not None:
-        result |= dict(bos_token_id=tokenizer.eot_id, eos_token_id=tokenizer.eot_id)
+        result |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
     return result
 
 
@@ -149,6 +150,9 @@ def _write_weights(folder: Path, config: GPTConfig, state: dict[str, Tensor], dt
     tensors = {
         name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state_to_hf(config, state).items()
     }
+    copy = head_copy(config)
+    if copy and copy[1] in tensors:
+        tensors[copy[0]] = tensors[copy[1]].clone()  # the format has no two names for one tensor
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # the library's 0600 ignores the umask
 

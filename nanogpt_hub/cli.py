@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.evaluate import evaluate
+from nanogpt_hub.exporters.gguf import KINDS, export_gguf
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.hub.card import flatten
@@ -324,6 +325,24 @@ def import_nanogpt(args: argparse.Namespace) -> None:
     print(f"      nanogpt-hub push {found.folder} user/name")
 
 
+# ---- gguf ----
+
+
+def add_gguf(commands) -> None:
+    parser = add_command(commands, "gguf", gguf, "Writes a model as a GGUF file, for llama.cpp and its kin.")
+    add_path(parser)
+    parser.add_argument("out", metavar="OUT", help="the new file, such as mine.gguf")
+    parser.add_argument("--type", choices=KINDS, default="f32", help="of the matrices (default: f32)")
+
+
+def gguf(args: argparse.Namespace) -> None:
+    try:
+        path = export_gguf(resolve(args.path), args.out, args.type)
+    except ImportError as error:
+        raise ValueError("the package gguf is missing: run `pip install gguf`") from error
+    print(f"{path} ({size_text(path.stat().st_size)}, {args.type})")
+
+
 # ---- push ----
 
 
@@ -478,7 +497,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_sizes, add_import, add_push, add_space):
+    for add in (add_generate, add_eval, add_info, add_sizes, add_import, add_gguf, add_push, add_space):
         add(commands)
     return parser
 

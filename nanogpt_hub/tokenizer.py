@@ -108,6 +108,11 @@ class Tokenizer:
     def __reduce__(self):  # the library's own pickle forgets that "</s>" in a text is text
         return Tokenizer, (self._json, self.config)
 
+    @property
+    def merges(self) -> list[list[str]]:
+        """The pairs that a BPE joins, in order; none for a tokenizer of another kind."""
+        return _pairs(json.loads(self._json)["model"].get("merges", []))
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of what decides ids and text in tokenizer.json, however it is formatted: names tokenised data."""
@@ -541,8 +546,8 @@ def _complete_config(config: dict | None, has_eot: bool) -> dict:
     config = dict(config or {"clean_up_tokenization_spaces": False, **special})
     if config.pop("auto_map", None) or not config.get("tokenizer_class"):
         config["tokenizer_class"] = TOKENIZER_CLASS
-    if has_eot and not config.get("eos_token"):
-        config["eos_token"] = EOT
+    for name in ("eos_token", "pad_token") if has_eot else ():  # without the second, batches cannot be padded
+        config[name] = config.get(name) or EOT
     return config
 
 

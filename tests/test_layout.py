@@ -23,7 +23,9 @@ ROOMS = {
     "lens": {"model", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families"},
     "evaluate": {"model", "tokenizer", "sources", "generate"},
-    "hub.readme": set(),
+    "hub.plain_yaml": set(),
+    "hub.readme": {"hub.plain_yaml"},
+    "exporters.*": {"model", "tokenizer", "checkpoint"},
     "hub.*": {"model", "tokenizer", "families", "checkpoint", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
 }

@@ -9,6 +9,7 @@ that say everything a page needs (`view`), so that one process can serve many vi
 """
 
 import filecmp
+import html
 import json
 import math
 import time
@@ -24,6 +25,7 @@ from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import WEIGHTS, read_json
 from nanogpt_hub.generate import Token, encode_prompt, stream_tokens
 from nanogpt_hub.hub.card import size
+from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.models import Shelf, is_hidden
 from nanogpt_hub.playground.tiny import PROMPT
@@ -497,7 +499,10 @@ def short(n: int) -> str:
 
 
 def explain(error: BaseException, playground: Playground) -> str:
-    """One sentence for the visitor; None of what this machine alone should know is in it."""
+    """One sentence for the visitor: plain text, and without what this machine alone should know.
+
+    A page that shows it as HTML, as toasts are, passes it through `toast`.
+    """
     kinds = list(chain(error))
     if playground.on_space and any(isinstance(e, GatedRepoError) for e in kinds):
         return "this model is gated: ask for access on its page on the Hub, then sign in above"
@@ -506,5 +511,12 @@ def explain(error: BaseException, playground: Playground) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "there is not enough memory for this: try a smaller model or a shorter text"
     if isinstance(error, HubError | ValueError):
-        return str(error)
+        return without_secrets(str(error)) if playground.any_folder else public_text(str(error))
     return f"something went wrong here ({type(error).__name__}); what you had is still there"
+
+
+def toast(text: object) -> str:
+    """A message as a page may show it in a toast, which reads HTML: what a visitor, a link or a model wrote in it stays
+    text. Cut to 500 characters."""
+    line = " ".join(str(text).split())
+    return html.escape(line if len(line) <= 500 else f"{line[:499]}…")

@@ -14,7 +14,7 @@ from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
 from nanogpt_hub.playground.models import LimitError, Limits, ModelCache
-from nanogpt_hub.playground.session import Playground, explain
+from nanogpt_hub.playground.session import Playground, explain, toast
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     attention_view,
@@ -464,3 +464,22 @@ def test_the_tiny_model_learns(tmp_path):
 def test_unknown_errors_tell_nothing(playground, error):
     assert "secret" not in explain(error, playground)
     assert "hf_" not in explain(error, playground)
+
+
+def test_a_toast_shows_what_was_written_and_nothing_runs():
+    shown = toast(ValueError(f"{HOSTILE} is neither a folder here nor a name on the Hub"))
+    assert "<" not in shown
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown
+    assert len(toast("x" * 9999)) == 500
+
+
+def test_a_visitor_hears_of_no_folder(tmp_path):
+    folder = make_model(tmp_path / "cache" / "snapshots" / "abc")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-9])
+    playground = Playground(str(folder))
+    with pytest.raises(CheckpointError) as caught:
+        playground.load(playground.find())
+    said = explain(caught.value, playground)
+    assert "fetch or save it again" in said
+    assert str(tmp_path) not in said
