@@ -11,7 +11,8 @@
 
 A case is a number: the same one does the same each time. Cases run in a child that has SECONDS of the processor for
 each and MEMORY bytes above what it begins with. What may come out of a case is a result (`accepted`) or one of the
-announced errors (`refused`). Another exception, a signal, a case out of time or memory is a failure: its number is told.
+announced errors (`refused`). Another exception, a signal, a case out of time or memory is a failure, whose
+number is told.
 """
 
 import argparse

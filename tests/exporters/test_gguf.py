@@ -1,5 +1,6 @@
 """GGUF files: what is in them, computed and cut into tokens as llama.cpp does it, is what our model does."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,10 @@ class File:
 
     def feed_forward(self, x, block: str):
         up = self.linear(x, f"{block}.ffn_up")
-        inner = (
-            F.silu(self.linear(x, f"{block}.ffn_gate")) * up if self.arch == "llama" else F.gelu(up, approximate="tanh")
-        )
+        if self.arch == "llama":
+            inner = F.silu(self.linear(x, f"{block}.ffn_gate")) * up
+        else:
+            inner = F.gelu(up, approximate="tanh")
         return self.linear(inner, f"{block}.ffn_down")
 
     def logits(self, ids: list[int]):
@@ -105,9 +107,7 @@ class File:
         found = []
         for word in regex.findall(PATTERN, text):
             parts = [LETTERS[byte] for byte in word.encode()]
-            while pairs := [
-                (ranks[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks
-            ]:
+            while pairs := [(ranks[pair], i) for i, pair in enumerate(itertools.pairwise(parts)) if pair in ranks]:
                 _, i = min(pairs)
                 parts[i : i + 2] = [parts[i] + parts[i + 1]]
             for part in parts:
