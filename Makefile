@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: help install dev browser quickstart app test lint peers bench clean
+.PHONY: help install dev browser quickstart app test lanes lint peers bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ app: $(VENV)/.installed ## open the app beside your runs
 
 test: $(VENV)/.dev browser ## all tests (environment, browser and all)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lanes: $(VENV)/.dev browser ## the tests of what makes texts, as on other CPUs and without Numba
+	bash .ci/lanes
 
 lint: $(VENV)/.dev ## style and formatting
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ import gradio as gr
 import pandas as pd
 import torch
 
-from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.engine.select import preparation
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.playground import views
 from nanogpt_hub.playground.api import Api
@@ -767,7 +767,7 @@ def main(argv: list[str] | None = None) -> None:
         os.register_at_fork(after_in_child=playground.cache.clear)
     if playground.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
-        compiler.start()
+        preparation.poll()
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()
     workers = int(os.environ.get("NANOGPT_WORKERS", "1"))
     mcp = args.mcp or os.environ.get("NANOGPT_MCP", "") not in ("", "0")

@@ -25,7 +25,7 @@ import torch
 from benchmarks.common import alternate, ratio, reader, report, times, workers
 from benchmarks.peers import NanoGPT, Ours, Transformers, counterpart, installed, random_folder, ways
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.engine.select import preparation
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT
 
@@ -120,7 +120,7 @@ class Late:
 
     def __init__(self, folder: Path):
         self.model, _ = load_model(folder)
-        compiler.start().join()
+        preparation.wait()
 
     def __call__(self, context: int, tokens: int) -> float:
         stream = stream_tokens(self.model, None, [[0] * context], max_new_tokens=tokens + 1, seed=0)

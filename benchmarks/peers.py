@@ -15,7 +15,7 @@ import torch
 
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.engine.select import preparation
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
@@ -51,7 +51,7 @@ class Ours:
     def __init__(self, folder: Path, int8: bool = False):
         model, _ = load_model(folder)
         self.model = quantize_int8(model) if int8 else model
-        compiler.start().join()
+        preparation.wait()
 
     def __call__(self, prompts: Prompts, n: int) -> None:
         config = SamplingConfig(n, temperature=TEMPERATURE, top_k=TOP_K, seed=0)

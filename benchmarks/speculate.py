@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import alternate, ratio, report
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.engine.select import compiler
+from nanogpt_hub.engine.select import preparation
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, SIZES, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.draft and not args.model:
         parser.error("--draft needs a --model")
-    compiler.start().join()
+    preparation.wait()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     if args.model:

@@ -3,6 +3,9 @@
     save_model("out/mine", model, tokenizer)
     model, tokenizer = load_model("out/mine")
 
+A model of an edited model.py (fingerprint.py) is no stock model: its folder is of our own type, holds that file as
+model.py.txt, and loads only where the same code runs, or where another core is asked for on purpose (`any_core`).
+
 Safetensors and JSON only: nothing in a folder is ever unpickled or executed, whoever made it. What does not fit is
 refused in one sentence (`CheckpointError`) before any memory is taken for it.
 """
@@ -25,21 +28,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nanogpt_hub.core import CORE_FILE, RUNTIME, Core, running_core
 from nanogpt_hub.families import (
+    OWN_TYPE,
     config_from_hf,
     config_to_hf,
     empty_model,
+    family_of,
     head_copy,
     is_buffer,
     match_tensors,
+    parameter_shapes,
+    show,
     state_from_hf,
     state_to_hf,
 )
+from nanogpt_hub.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+PLAIN_WORDS = re.compile(r"[\w. ]{1,100}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 WRAPPERS = ("_orig_mod", "module")  # torch.compile; DistributedDataParallel and its kin
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # that are loaded
@@ -52,6 +62,10 @@ LARGE_PAGE, MADV_COLLAPSE = 2**21, 25  # bytes; of Linux's mman.h
 
 class CheckpointError(ValueError):
     """A folder that is no model of ours, or not one that can be trusted; the message says what to do."""
+
+
+class CoreError(CheckpointError):
+    """A folder whose weights belong to another model.py than the one that runs here."""
 
 
 # Saving --------------------------------------------------------------------------------------------------------------
@@ -68,13 +82,15 @@ def save_model(
     """Writes the folder that Transformers, this project and the tools around them load, and returns its path.
 
     The GPT inside any wrappers (compile, DDP) is saved, in its own dtype or in `dtype`. `generation_config` is added
-    to the defaults of generation_config.json. Everything is first written beside the folder; a new folder then appears
-    at once, an existing one file by file, the weights last. Other files, such as README.md, are left alone. One writer
-    at a time. CheckpointError when the tokenizer has more ids than the model; OSError when the disk is full.
+    to the defaults of generation_config.json. Where model.py is edited (`saved_as`), its text goes along. Everything is
+    first written beside the folder; a new folder then appears at once, an existing one file by file, the weights last.
+    Other files, such as README.md, are left alone. One writer at a time. CheckpointError when the tokenizer has more
+    ids than the model; OSError when the disk is full.
     """
     folder, gpt = Path(folder), unwrap(model)
-    config = gpt.config
+    config, state = gpt.config, clean_state(gpt)
     _check_vocabulary(config, tokenizer)
+    core = _core_of(gpt, state)
     dtype = dtype or gpt.wte.weight.dtype
     eot = tokenizer.eot_id if tokenizer else None
     generation = default_generation_config(config, tokenizer) | dict(generation_config or {})
@@ -83,6 +99,7 @@ def save_model(
         bos_token_id=generation.get("bos_token_id", eot),
         eos_token_id=generation.get("eos_token_id", eot),
         dtype=str(dtype).removeprefix("torch."),
+        core={"fingerprint": core.fingerprint, "changed": core.changed} if core.changed else None,
     )
     staging = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
@@ -92,11 +109,30 @@ def save_model(
             _write(staging / name, json.dumps(data, indent=2) + "\n")
         if tokenizer:
             tokenizer.save(staging, model_max_length=config.block_size)
-        _write_weights(staging, config, clean_state(gpt), dtype)
+        if core.changed:
+            _write(staging / CORE_FILE, core.source)
+        _write_weights(staging, state_to_hf(config, state, content["model_type"]), dtype, head_copy(config))
         _publish(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def saved_as(gpt: GPT) -> tuple[str, str]:
+    """The model type that `save_model` gives a model, and "", or OWN_TYPE and why no stock family is claimed."""
+    core = running_core(gpt)
+    if not core.changed:
+        return family_of(gpt.config)
+    return OWN_TYPE, f"model.py is edited ({', '.join(core.changed)})"
+
+
+def _core_of(gpt: GPT, state: Mapping[str, Tensor]) -> Core:
+    """The core that computes a model. One whose tensors are not those of its config was changed at run time, too."""
+    core, expected = running_core(gpt), parameter_shapes(gpt.config).keys()
+    if state.keys() - {"lm_head.weight"} == expected - {"lm_head.weight"}:
+        return core
+    names = " ".join([core.fingerprint, *sorted(state)])
+    return core._replace(changed=(*core.changed, f"parameters {RUNTIME}"), fingerprint=digest(names, 16))
 
 
 def unwrap(model: nn.Module) -> GPT:
@@ -146,11 +182,11 @@ def _write(path: Path, data: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_weights(folder: Path, config: GPTConfig, state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state_to_hf(config, state).items()
-    }
-    copy = head_copy(config)
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, copy: tuple[str, str] | None = None
+) -> None:
+    """The tensors as one file; of `copy`, (name, other name), the second under the first name too."""
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     if copy and copy[1] in tensors:
         tensors[copy[0]] = tensors[copy[1]].clone()  # the format has no two names for one tensor
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -170,8 +206,9 @@ def _publish(staging: Path, folder: Path) -> None:
         os.replace(staging / name, folder / name)
     _sync(folder)
     for path in folder.iterdir():
-        if path.name == INDEX or SHARD.fullmatch(path.name):
-            path.unlink()  # a sharded model that this one replaces
+        replaced = path.name == INDEX or SHARD.fullmatch(path.name)  # by a model in one file
+        if replaced or (path.name == CORE_FILE and CORE_FILE not in names):
+            path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -189,43 +226,95 @@ def _sync(path: Path) -> None:
 
 
 def load_model(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    any_core: bool = False,
 ) -> tuple[GPT, Tokenizer | None]:
     """The model of a folder, in eval mode, and its tokenizer (None where there is no tokenizer.json).
 
     Weights may be one safetensors file or shards with an index, float32, bfloat16 or float16. They become float32
-    unless `dtype` says otherwise: exact, fit to train on, and on CPUs no slower than half precision. CheckpointError
-    names the first thing that is wrong: a key of the config that asks for what this project does not have, a tensor
-    that is missing, unknown, misshapen or not finite, a tokenizer with more ids than the model.
+    unless `dtype` says otherwise: exact, fit to train on, and on CPUs no slower than half precision. any_core: take the
+    weights also where they belong to another model.py than this one, which then computes something else with them.
+    CheckpointError names the first thing that is wrong: weights of another core (CoreError), a key of the config that
+    asks for what this project does not have, a tensor that is missing, unknown, misshapen or not finite, a tokenizer
+    with more ids than the model.
     """
     folder = Path(folder)
     try:
-        config = read_config(folder)
-        headers = {path: read_header(path) for path in weight_files(folder)}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for path, header in headers.items():
-            twice = shapes.keys() & header.keys()
-            if twice:
-                raise CheckpointError(f"tensor {min(twice)[:80]!r} is in {path.name} and in another file")
-            shapes |= header
-        match_tensors(config, shapes)  # before anything is allocated
+        config, model_type = read_config_and_type(folder, any_core)
+        files = weight_files(folder)
+        match_tensors(config, read_shapes(files), model_type)  # before anything is allocated
         tensors: dict[str, Tensor] = {}
-        for path in headers:
+        for path in files:
             tensors |= _read_tensors(path)
-        model = _assemble(config, tensors, torch.device(device), dtype or torch.float32)
+        state = state_from_hf(config, tensors, model_type)
+        model = _assemble(config, state, torch.device(device), dtype or torch.float32)
         tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
         _check_vocabulary(config, tokenizer)
+    except CoreError as error:
+        raise CoreError(f"cannot load {folder}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     return model, tokenizer
 
 
-def read_config(folder: str | Path) -> GPTConfig:
-    """The shape of the model in a folder, without its weights. ValueError where it is none of ours."""
+def read_config(folder: str | Path, any_core: bool = False) -> GPTConfig:
+    """The shape of the model in a folder, without its weights. ValueError where it is none of ours, or CoreError."""
+    return read_config_and_type(folder, any_core)[0]
+
+
+def read_config_and_type(folder: str | Path, any_core: bool = False) -> tuple[GPTConfig, str]:
+    """The same, and the model type, which tells the names of the tensors."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError("there is no config.json; give the path of a model folder, such as out/NAME/best")
-    return config_from_hf(read_json(path))
+    content = read_json(path)
+    if not any_core:
+        check_core(content)
+    return config_from_hf(content), content["model_type"]
+
+
+def recorded_core(content: Mapping[str, Any]) -> Core | None:
+    """What a config.json says of an edited model.py, without its text; None where it says nothing. CheckpointError."""
+    core = content.get("core")
+    if core is None:
+        return None
+    fingerprint, changed = (core.get("fingerprint"), core.get("changed")) if isinstance(core, dict) else (None, None)
+    words = [fingerprint, *changed] if isinstance(changed, list) and len(changed) < 100 else [None]
+    if not all(isinstance(word, str) and PLAIN_WORDS.fullmatch(word) for word in words):
+        raise CheckpointError(f"core is {show(core)}; it must be the fingerprint and the changed parts of a model.py")
+    return Core(fingerprint, tuple(changed), "")
+
+
+def check_core(content: Mapping[str, Any]) -> None:
+    """Raises CoreError unless the weights beside a config.json with this `content` belong to the core that runs."""
+    difference = core_difference(content, running_core())
+    if not difference:
+        return
+    theirs = recorded_core(content)
+    if theirs is None:
+        remedy = "use an unedited copy, or, to fine-tune them with the edit, say,"
+    elif RUNTIME in " ".join(theirs.changed):
+        remedy = f"make the same changes again, the end of the {CORE_FILE} beside the weights tells them, or"
+    else:
+        remedy = f"put the {CORE_FILE} beside the weights in the place of nanogpt_hub/model.py, after reading it, or"
+    raise CoreError(f"{difference}: {remedy} take them as they are by --any-core, in Python any_core=True")
+
+
+def core_difference(content: Mapping[str, Any], here: Core) -> str:
+    """To which core the weights beside a config.json belong, in words; "" where that is the core `here`.
+
+    Weights of which nothing is recorded belong to the verified core: those of the stock families, wherever they are
+    from, and those that this project saved before it recorded edits.
+    """
+    theirs = recorded_core(content) or Core(total(VERIFIED), (), "")
+    if theirs.fingerprint == here.fingerprint:
+        return ""
+    mine = f"edited ({', '.join(here.changed)})" if here.changed else "unedited"
+    edited = f"an edited model.py ({', '.join(theirs.changed)}; core {theirs.fingerprint})"
+    return f"its weights belong to {edited if theirs.changed else 'the unedited model.py'}, and the one here is {mine}"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -273,6 +362,18 @@ def weight_files(folder: str | Path) -> list[Path]:
             f"where you trust them: AutoModelForCausalLM.from_pretrained(PATH).save_pretrained(NEW_PATH)"
         )
     raise CheckpointError(f"there are no weights; {WEIGHTS} or {INDEX} must be in the folder")
+
+
+def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights in all files of a model. CheckpointError for a name that is in two of them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        header = read_header(path)
+        twice = shapes.keys() & header.keys()
+        if twice:
+            raise CheckpointError(f"tensor {min(twice)[:80]!r} is in {path.name} and in another file")
+        shapes |= header
+    return shapes
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -358,9 +459,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _assemble(config: GPTConfig, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> GPT:
-    """A GPT around private copies of the family's tensors, without initialising weights that are replaced at once."""
-    model, state = empty_model(config), state_from_hf(config, tensors)
+def _assemble(config: GPTConfig, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> GPT:
+    """A GPT around private copies of the tensors, without initialising weights that are replaced at once."""
+    model = empty_model(config)
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
     room = torch.empty(sum(t.numel() for t in state.values()), device=device, dtype=dtype)

@@ -19,8 +19,18 @@ import huggingface_hub
 import torch
 from tqdm import tqdm
 
-from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config, read_header, read_json, weight_files
+from nanogpt_hub.checkpoint import (
+    CheckpointError,
+    load_model,
+    read_config_and_type,
+    read_json,
+    read_shapes,
+    recorded_core,
+    weight_files,
+)
+from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.exporters.gguf import KINDS, export_gguf
 from nanogpt_hub.families import empty_model, match_tensors
@@ -55,12 +65,28 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: auto, the fastest there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: float32)")
+    add_any_core(parser)
+
+
+def add_any_core(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--any-core", action="store_true",
+        help="take the weights even if they belong to another model.py than this one, which gives other results",
+    )  # fmt: skip
+
+
+def add_engine(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument(
+        "--engine", choices=ENGINES,
+        help="what computes the tokens: plain (model.py itself), torch, numba (compiled once, then fastest on "
+        f"a CPU), auto (numba where it is prepared, else torch){more}",
+    )  # fmt: skip
 
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
     """The model that `add_path` and `add_device` ask for, and its tokenizer."""
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=pick_device(args.device), dtype=dtype)
+    return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
 
 
 def pick_device(name: str) -> str:
@@ -106,6 +132,7 @@ def add_generate(commands) -> None:
         help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
     )  # fmt: skip
     parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
+    add_engine(parser)
     add_device(parser)
 
 
@@ -120,6 +147,7 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
 def generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    prepare_engine(args)
     prompt = read_prompt(args.prompt)
     names = ("max_new_tokens", *SAMPLERS)
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -139,12 +167,20 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        for token in stream_tokens(model, tokenizer, [ids], config, seed=config.seed + sample, draft=draft):
+        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
+        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s]")
+        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+
+
+def prepare_engine(args: argparse.Namespace) -> None:
+    """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
+    if engine_setting(args.engine) == "numba" and preparation.poll() is None and not preparation.over:
+        say("preparing the compiled engine, once for this machine: about a minute ...")
+        preparation.wait()
 
 
 def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
@@ -242,13 +278,15 @@ def info(args: argparse.Namespace) -> None:
 def print_model(place: Resolved) -> GPTConfig:
     """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
     try:
-        config = read_config(place)
-        match_tensors(config, {k: shape for path in weight_files(place) for k, shape in read_header(path).items()})
+        config, model_type = read_config_and_type(place, any_core=True)
+        match_tensors(config, read_shapes(weight_files(place)), model_type)
     except ValueError as error:
         raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
     content = read_json(place.folder / "config.json")
     dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
-    print(f"model type   {content['model_type']}, {printable(dtype)}")
+    print(f"model type   {model_type}, {printable(dtype)}")
+    if edited := recorded_core(content):
+        print(f"model.py     edited ({', '.join(edited.changed)}), see {CORE_FILE}; core {edited.fingerprint}")
     print(f"parameters   {empty_model(config).num_params():,}")
     if not (place.folder / "tokenizer.json").is_file():
         print("tokenizer    none")
@@ -296,6 +334,42 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+# ---- core ----
+
+
+def add_core(commands) -> None:
+    parser = add_command(commands, "core", core, "Tells whether model.py is edited, and tries what it must keep.")
+    parser.add_argument("--preset", choices=list(PRESETS), help="lineage to try (default: all of them)")
+    parser.add_argument("fields", metavar="FIELD=VALUE", nargs="*", help="of the config, such as activation=relu2")
+
+
+def core(args: argparse.Namespace) -> None:
+    found = running_core()
+    print(f"model.py     {'edited: ' + ', '.join(found.changed) if found.changed else 'unedited'}")
+    print(f"core         {found.fingerprint}")
+    own = f"nanogpt_hub, with model.py as {CORE_FILE}; Transformers cannot load it"
+    print(f"saved as     {own if found.changed else 'gpt2, gpt_neox, llama, nanochat, where one fits'}")
+    given, broken = dict(field_of(text) for text in args.fields), 0
+    for preset in [args.preset] if args.preset else PRESETS:
+        wrong = faults(GPTConfig.preset(preset, "1m", **given))
+        print(f"{preset:<12} {'; '.join(wrong) or 'keeps what generation, training and lens count on'}")
+        broken += bool(wrong)
+    if broken:
+        raise ValueError("what this model.py computes is not what is generated and trained with: see above")
+
+
+def field_of(text: str) -> tuple[str, object]:
+    """A field of GPTConfig and its value, from FIELD=VALUE. ValueError for a field that there is not."""
+    name, _, value = text.partition("=")
+    names = [field.name for field in dataclasses.fields(GPTConfig)]
+    if name not in names or not value:
+        raise ValueError(f"{text!r} is not FIELD=VALUE; the fields are {', '.join(names)}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 # ---- import ----
 
 
@@ -306,10 +380,11 @@ def add_import(commands) -> None:
     parser.add_argument(
         "--meta", metavar="PATH", help="the meta.pkl beside nanoGPT's data, for characters (default: GPT-2's tokenizer)"
     )
+    add_any_core(parser)
 
 
 def import_nanogpt(args: argparse.Namespace) -> None:
-    found = import_checkpoint(args.checkpoint, args.out, args.meta)
+    found = import_checkpoint(args.checkpoint, args.out, args.meta, any_core=args.any_core)
     config, tokenizer = found.model.config, found.tokenizer
     shape = (f"{config.n_layer} layers", f"{config.n_head} heads", f"width {config.n_embd}",
              f"context {config.block_size}", "biases" if config.attn_bias else "no biases")  # fmt: skip
@@ -497,7 +572,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_sizes, add_import, add_gguf, add_push, add_space):
+    for add in (
+        add_generate, add_eval, add_info, add_core, add_sizes, add_import, add_gguf, add_push, add_space,
+    ):  # fmt: skip
         add(commands)
     return parser
 

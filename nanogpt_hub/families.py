@@ -6,6 +6,9 @@ Pure functions on dictionaries; files are checkpoint.py's business. What a confi
     config_to_hf(config)               -> the content of config.json          config_from_hf(content) -> GPTConfig
     state_to_hf(config, state_dict)    -> tensors as the family names them    state_from_hf(config, tensors) -> ours
 
+These mappings hold for the core that they were verified with (fingerprint.py). A model of an edited core is OWN_TYPE,
+whatever its config says: `config_to_hf` is then given that core, and the tensors keep our names.
+
 A family may always store a parameter that our config leaves out (GPT-2 has a bias everywhere). It is then written as
 zeros (norm weights: ones) and declared absent by a key that Transformers ignores, such as `"mlp_bias": false`.
 
@@ -182,6 +185,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "n_kv_head": (0, 65_536), "n_embd": (1, 65_536), "n_inner": (0, 1_048_576), "rope_theta": (1e-3, 1e12),
     "rotary_fraction": (0.0, 1.0), "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6), "dropout": (0.0, 1.0),
 }  # fmt: skip
+ANY_NUMBER = (-1e12, 1e12)  # of a field that an edited core adds
 MAX_PARAMETERS = 10**12
 BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
@@ -207,17 +211,24 @@ def _obstacles(family: Family, config: GPTConfig) -> list[str]:
 
 
 def config_to_hf(
-    config: GPTConfig, *, bos_token_id: int | None = None, eos_token_id: int | None = None, dtype: str = "float32"
+    config: GPTConfig,
+    *,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    dtype: str = "float32",
+    core: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What config.json holds: the spellings of Transformers 5 and, beside them, those that older readers look for.
 
-    Token ids are written even when None: a family's default may lie outside a small vocabulary.
+    Token ids are written even when None: a family's default may lie outside a small vocabulary. core: what is recorded
+    of an edited model.py, which no stock family is verified with; None for the verified one.
     """
-    model_type, _ = family_of(config)
+    model_type = family_of(config)[0] if core is None else OWN_TYPE
     common = dict(model_type=model_type, bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=None,
                   dtype=dtype, torch_dtype=dtype, use_cache=True)  # fmt: skip
     if model_type == OWN_TYPE:
-        return common | {f.name: getattr(config, f.name) for f in fields(config) if f.name != "init"}
+        own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "init"}
+        return common | own | ({} if core is None else {"core": dict(core)})
     family = FAMILIES[model_type]
     result = {"architectures": [family.architecture], **common}
     values = {name: getattr(config, name) for name in family.keys}
@@ -250,7 +261,7 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
         return _own_config(content)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join([*FAMILIES, OWN_TYPE])
-        raise ValueError(f"model_type is {_show(model_type)}; this project loads {known}")
+        raise ValueError(f"model_type is {show(model_type)}; this project loads {known}")
     family = FAMILIES[model_type]
     _refuse_foreign_features(content)
     values = {name: allowed[0] for name, allowed in family.only.items() if len(allowed) == 1}
@@ -263,13 +274,13 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
     activation = values["activation"]
     if not isinstance(activation, str) or activation not in family.activations:
         raise ValueError(
-            f"{family.keys['activation'][0]} is {_show(activation)}; this project knows {', '.join(family.activations)}"
+            f"{family.keys['activation'][0]} is {show(activation)}; this project knows {', '.join(family.activations)}"
         )
     values["activation"] = family.activations[activation]
     config = _checked_config(values, {name: keys[0] for name, keys in family.keys.items()})
     if content.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
-            f"head_dim is {_show(content['head_dim'])}; this project has heads of hidden_size / num_attention_heads, "
+            f"head_dim is {show(content['head_dim'])}; this project has heads of hidden_size / num_attention_heads, "
             f"here {config.head_dim}"
         )
     return config
@@ -279,11 +290,11 @@ def _own_config(content: Mapping[str, Any]) -> GPTConfig:
     """Our own model type: the fields of GPTConfig by their names. A field we do not know may change the computation."""
     ours = {f.name for f in fields(GPTConfig)} - {"init"}
     housekeeping = {"model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
-                    "torch_dtype", "use_cache", "transformers_version", "_name_or_path"}  # fmt: skip
+                    "torch_dtype", "use_cache", "transformers_version", "_name_or_path", "core"}  # fmt: skip
     unknown = sorted(set(content) - ours - housekeeping)
     if unknown:
         raise ValueError(
-            f"config.json has {_show(unknown[0])}, which this version of nanogpt_hub does not know; update it"
+            f"config.json has {show(unknown[0])}, which this version of nanogpt_hub does not know; update it"
         )
     return _checked_config({name: content[name] for name in ours & set(content)}, {})
 
@@ -291,15 +302,15 @@ def _own_config(content: Mapping[str, Any]) -> GPTConfig:
 def _refuse_foreign_features(content: Mapping[str, Any]) -> None:
     for key, harmless in HARMLESS.items():
         if key in content and content[key] not in harmless:
-            raise ValueError(f"{key} is {_show(content[key])}; this project has only {key} = {harmless[0]!r}")
+            raise ValueError(f"{key} is {show(content[key])}; this project has only {key} = {harmless[0]!r}")
     window, used = content.get("sliding_window"), content.get("use_sliding_window")
     if used or (window is not None and used is not False):
         raise ValueError(
-            f"sliding_window is {_show(window)}, use_sliding_window {_show(used)}; this project attends to all tokens"
+            f"sliding_window is {show(window)}, use_sliding_window {show(used)}; this project attends to all tokens"
         )
     layer_types = content.get("layer_types") or []
     if not isinstance(layer_types, list) or set(map(str, layer_types)) - {"full_attention"}:
-        raise ValueError(f"layer_types is {_show(layer_types)}; this project has only full_attention")
+        raise ValueError(f"layer_types is {show(layer_types)}; this project has only full_attention")
 
 
 def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -310,7 +321,7 @@ def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
         plain = isinstance(given, dict) and given.get("rope_type", given.get("type", "default")) == "default"
         if not plain:
             raise ValueError(
-                f"{key} is {_show(given)}; this project has plain rotary positions only (rope_type default)"
+                f"{key} is {show(given)}; this project has plain rotary positions only (rope_type default)"
             )
         nested = nested or given
     values = {}
@@ -320,7 +331,7 @@ def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
         values[name] = nested.get(key, content.get(old_key, usual))
     if "rotary_fraction" not in family.rope_keys and nested.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
-            f"partial_rotary_factor is {_show(nested['partial_rotary_factor'])}; this family rotates whole heads"
+            f"partial_rotary_factor is {show(nested['partial_rotary_factor'])}; this family rotates whole heads"
         )
     return values
 
@@ -329,7 +340,7 @@ def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfi
     """A GPTConfig of untrusted `values`: types and bounds first, then its own checks, then the size as a whole."""
     hints = get_type_hints(GPTConfig)
     for name, value in values.items():
-        _check_value(spelled.get(name, name), value, hints[name], *LIMITS.get(name, (0, 0)))
+        _check_value(spelled.get(name, name), value, hints[name], *LIMITS.get(name, ANY_NUMBER))
         if hints[name] is float:
             values[name] = float(value)
     config = GPTConfig(**values)
@@ -349,12 +360,12 @@ def _check_value(key: str, value: Any, kind: Any, low: float, high: float) -> No
         kind, (str, "a string")
     )
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{key} is {_show(value)}; it must be {wanted}")
+        raise ValueError(f"{key} is {show(value)}; it must be {wanted}")
     if kind in (int, float) and not low <= value <= high:  # NaN is nowhere
-        raise ValueError(f"{key} is {_show(value)}; it must be from {low:g} to {high:g}")
+        raise ValueError(f"{key} is {show(value)}; it must be from {low:g} to {high:g}")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value from a foreign file as an error may show it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -388,16 +399,19 @@ def parameter_shapes(config: GPTConfig) -> Mapping[str, Shape]:
     return MappingProxyType(shapes)
 
 
-def expected_tensors(config: GPTConfig) -> dict[str, Shape]:
-    """The tensors that a model folder of this config holds, by the names in the file, with their shapes."""
+def expected_tensors(config: GPTConfig, model_type: str = "") -> dict[str, Shape]:
+    """The tensors that a model folder of this config holds, by the names in the file, with their shapes.
+
+    model_type: of the folder, here and below; empty for the family that expresses the config.
+    """
     state = {name: torch.empty(shape, device="meta") for name, shape in parameter_shapes(config).items()}
-    return {name: tuple(tensor.shape) for name, tensor in state_to_hf(config, state).items()}
+    return {name: tuple(tensor.shape) for name, tensor in state_to_hf(config, state, model_type).items()}
 
 
-def state_to_hf(config: GPTConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_to_hf(config: GPTConfig, state: Mapping[str, Tensor], model_type: str = "") -> dict[str, Tensor]:
     """Our state dict as the family's tensors. Some share memory with ours; a tied head is left out."""
     state = {name: t for name, t in state.items() if not (config.tie_word_embeddings and name == "lm_head.weight")}
-    family = FAMILIES.get(family_of(config)[0])
+    family = FAMILIES.get(model_type or family_of(config)[0])
     if family is None:
         return state
     like, result = state["wte.weight"], {}
@@ -417,14 +431,14 @@ def head_copy(config: GPTConfig) -> tuple[str, str] | None:
     return f"{family.head}.weight", _their_names(family, "wte.weight")[0]
 
 
-def state_from_hf(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_from_hf(config: GPTConfig, tensors: Mapping[str, Tensor], model_type: str = "") -> dict[str, Tensor]:
     """The family's tensors as our state dict, strictly: ValueError for any that is missing, unknown or misshapen.
 
     Also for one that the config declares absent but is not all zero (norm weights: one), and for a tied head that
     differs from the embedding.
     """
-    given = match_tensors(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    family = FAMILIES.get(family_of(config)[0])
+    given = match_tensors(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, model_type)
+    family = FAMILIES.get(model_type or family_of(config)[0])
     if family is None:
         state = {name: tensors[name] for name in given}
     else:
@@ -444,13 +458,13 @@ def state_from_hf(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str,
     return state
 
 
-def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape]) -> dict[str, str]:
+def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape], model_type: str = "") -> dict[str, str]:
     """Expected name -> the name under which a file with tensors of these `shapes` has it.
 
     Files without the family's prefix, with mask buffers, or with a copy of a tied head are fine. ValueError otherwise.
     """
-    family = FAMILIES.get(family_of(config)[0])
-    expected = expected_tensors(config)
+    family = FAMILIES.get(model_type or family_of(config)[0])
+    expected = expected_tensors(config, model_type)
     head = f"{family.head if family else 'lm_head'}.weight"
     optional = {head: (config.vocab_size, config.n_embd)} if config.tie_word_embeddings else {}
     found: dict[str, str] = {}
@@ -461,10 +475,10 @@ def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape]) -> dict[str, s
         wanted = expected.get(full, optional.get(full))
         if wanted is None or full in found:
             raise ValueError(
-                f"tensor {_show(name)} is {'there twice' if wanted else 'not part of the model in config.json'}"
+                f"tensor {show(name)} is {'there twice' if wanted else 'not part of the model in config.json'}"
             )
         if tuple(shape) != wanted:
-            raise ValueError(f"tensor {_show(name)} has shape {list(shape)}; config.json asks for {list(wanted)}")
+            raise ValueError(f"tensor {show(name)} has shape {list(shape)}; config.json asks for {list(wanted)}")
         found[full] = name
     lacking = sorted(expected.keys() - found.keys())
     if lacking:
@@ -501,6 +515,8 @@ def _their_names(family: Family, name: str) -> list[str]:
     """The family's names of our tensor `name`, in the order in which its rows are split."""
     layer, kind = re.search(r"\d+|$", name).group(), name.rpartition(".")[2]
     module = _module(name)
+    if module not in family.names:
+        raise ValueError(f"{family.architecture} has no such parameter as {name}, which the edited model.py has")
     prefix = "" if module == "lm_head" else family.prefix
     return [f"{prefix}{theirs.replace('*', layer)}.{kind}" for theirs in family.names[module]]
 

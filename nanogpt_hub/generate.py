@@ -21,7 +21,8 @@ from typing import Literal, Protocol, overload
 import torch
 from torch import Tensor
 
-from nanogpt_hub.engine.select import best_decoder
+from nanogpt_hub.engine.select import Engine, engine_setting, open_engine
+from nanogpt_hub.engine.torch_decoder import EngineName
 from nanogpt_hub.model import GPT, KVCache
 from nanogpt_hub.sampling import (
     Alternative,
@@ -91,12 +92,12 @@ class CachedBatch:
     The cache holds what each row's window begins with. The step feeds the rest: one token, or a window as a whole.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, engine: Engine):
         self.model, self.tokens = model, [list(prompt) for prompt in prompts]
         weight, block_size = model.wte.weight, model.config.block_size
         longest = min(block_size, max(map(len, self.tokens)) + max_new_tokens)
         self.cache = KVCache(model.config, len(self.tokens), weight.device, weight.dtype, max_len=longest)
-        self.decoder = best_decoder(model, self.cache)
+        self.decoder = engine.decoder(model, self.cache)
         self.starts = [-1] * len(self.tokens)  # of the windows in the cache: none yet
 
     def next_logits(self) -> Tensor:
@@ -146,6 +147,7 @@ class Token:
     sampled_prob: float  # the probability with which it was drawn, after all samplers
     alternatives: tuple[Alternative, ...] = ()  # the likeliest for the model, most likely first, when asked for
     finish: Finish | None = None  # on a row's last token, why it is the last
+    engine: EngineName = "plain"  # what computed it: plain, torch or numba
 
     @property
     def prob(self) -> float:
@@ -196,8 +198,8 @@ class Row:
             if id != eot:  # character to complete? End-of-text begins a document and is no text.
                 self.decoder.push(id)
 
-    def push(self, drawn: Drawn, late: bool) -> Token:
-        """The record of a token that was drawn; `late` says that time is up."""
+    def push(self, drawn: Drawn, late: bool, engine: EngineName = "plain") -> Token:
+        """The record of a token that an engine drew; `late` says that time is up."""
         self.left -= 1
         eot = drawn.id in self.stop_tokens
         text = self.stop.push(self.decoder.push(drawn.id)) if self.decoder and not eot else ""
@@ -206,7 +208,7 @@ class Row:
         elif eot or late or not self.left:
             self.finish = "eot" if eot else "time" if late else "length"
             text += self._rest()
-        return Token(self.index, drawn.id, text, *drawn[1:], self.finish)
+        return Token(self.index, drawn.id, text, *drawn[1:], self.finish, engine)
 
     def _rest(self) -> str:
         rest = self.stop.push(self.decoder.flush()) if self.decoder else ""
@@ -219,9 +221,7 @@ class Row:
 class Draft(Protocol):
     """Another way to the same tokens of a lone prompt, in fewer passes of the model."""
 
-    def stream(
-        self, model: GPT, prompt: Sequence[int], config: SamplingConfig, row: Row, vocab_size: int, alternatives: int
-    ) -> Iterator[Token]: ...
+    def stream(self, job: "Job", row: Row) -> Iterator[Token]: ...
 
 
 def stream_tokens(
@@ -232,15 +232,18 @@ def stream_tokens(
     *,
     alternatives: int = 0,
     draft: Draft | None = None,
+    engine: str | None = None,
     **overrides,
 ) -> Iterator[Token]:
     """Token records as they come, step by step and within a step row by row; closing the iterator ends the work.
 
     `prompts` are token ids (`encode_prompt`). `alternatives` asks for so many of the likeliest tokens in each record;
     `overrides` are single fields of the config. A `draft` guesses ahead, for a lone prompt only: the same tokens,
-    sooner (speculate.py). A prompt longer than block_size is cropped by `window_start`. Each row gives what it would
-    give alone with seed + row. Without a tokenizer the records have no text. Raises ValueError for a prompt that is
-    empty or holds ids that the model does not know, and when the model's output is not a number.
+    sooner (speculate.py). `engine` is one of engine/select.py's ENGINES, by default what NANOGPT_HUB_ENGINE says, else
+    "auto"; it is settled before the first token and stays for all of them. A prompt longer than block_size is cropped
+    by `window_start`. Each row gives what it would give alone with seed + row. Without a tokenizer the records have no
+    text. Raises ValueError for a prompt that is empty or holds ids that the model does not know, and when the model's
+    output is not a number.
     """
     config = replace(config or SamplingConfig(), **overrides).seeded()
     vocab_size = min(model.config.vocab_size, tokenizer.vocab_size if tokenizer else model.config.vocab_size)
@@ -249,29 +252,57 @@ def stream_tokens(
     for prompt in prompts:
         check_ids(prompt, model.config.vocab_size)
     rows = [Row(index, prompt, tokenizer, config) for index, prompt in enumerate(prompts)]
+    engine_setting(engine)  # a wrong name is an error here and not at the first token
+    job = Job(model, tuple(prompts), config, vocab_size, alternatives, engine)
     if draft is not None and len(rows) == 1:
-        return draft.stream(model, prompts[0], config, rows[0], vocab_size, alternatives)
-    return _stream(model, prompts, config, rows, vocab_size, alternatives)
+        return draft.stream(job, rows[0])
+    return _stream(job, rows)
 
 
-def _stream(
-    model: GPT, prompts: Sequence[Sequence[int]], config: SamplingConfig, rows: list[Row], vocab_size: int, n: int
-) -> Iterator[Token]:
-    deadline = time.monotonic() + (config.max_seconds if config.max_seconds is not None else math.inf)
+@dataclass(frozen=True)
+class Job:
+    """What is to be generated, checked."""
+
+    model: GPT
+    prompts: tuple[Sequence[int], ...]
+    config: SamplingConfig
+    vocab_size: int  # ids below it may be drawn
+    alternatives: int
+    engine: str | None
+
+    def open_engine(self) -> Engine:
+        return open_engine(self.engine, self.model.wte.weight.device)
+
+    def deadline(self) -> float:
+        """The time (of time.monotonic) at which all rows stop."""
+        return time.monotonic() + (self.config.max_seconds if self.config.max_seconds is not None else math.inf)
+
+
+def _stream(job: Job, rows: list[Row]) -> Iterator[Token]:
+    deadline = job.deadline()
     batch = None
     while rows:
-        with inference(model):
-            batch = batch or CachedBatch(model, prompts, config.max_new_tokens)
+        with inference(job.model):
+            batch = batch or CachedBatch(job.model, job.prompts, job.config.max_new_tokens, job.open_engine())
             uniform = torch.stack([torch.rand(1, generator=row.generator) for row in rows])  # (B, 1)
-            drawn = draw(batch.next_logits(), vocab_size, config, batch.tokens, uniform, n)
+            decoder = batch.decoder
+            drawn = draw(
+                batch.next_logits(),
+                job.vocab_size,
+                job.config,
+                batch.tokens,
+                uniform,
+                job.alternatives,
+                decoder.sampler,
+            )
         late = time.monotonic() >= deadline
         for row, tokens, choice in zip(rows, batch.tokens, drawn, strict=True):
             tokens.append(choice[0])
-            yield row.push(choice, late)
+            yield row.push(choice, late, decoder.engine)
         alive = [place for place, row in enumerate(rows) if not row.finish]
         if len(alive) < len(rows):
             rows = [rows[place] for place in alive]
-            with inference(model):
+            with inference(job.model):
                 batch.keep(alive)
 
 
@@ -324,7 +355,12 @@ class Generation:
     text: str  # without the prompt, the stop string and end-of-text
     tokens: tuple[Token, ...]  # all that were drawn, the one that ended the row included
     finish: Finish  # length: max_new_tokens reached; stop: a stop string; eot: a stop token; time: max_seconds over
-    seed: int  # gives the same text again, for this prompt alone
+    seed: int  # gives the same text again, for this prompt alone and the same engine
+
+    @property
+    def engine(self) -> EngineName:
+        """What computed it: plain, torch or numba."""
+        return self.tokens[0].engine
 
     @property
     def ids(self) -> list[int]:
@@ -340,18 +376,18 @@ def generate(
 def generate(
     model: GPT, tokenizer: Tokenizer, prompts: list[str], config: SamplingConfig | None = None, **overrides
 ) -> list[Generation]: ...
-def generate(model, tokenizer, prompts, config=None, *, draft=None, **overrides):
+def generate(model, tokenizer, prompts, config=None, *, draft=None, engine=None, **overrides):
     """What follows one prompt, or each of several (they may differ in length); `overrides` are fields of the config.
 
     For many samples of one prompt repeat it: row i draws with seed + i, and gives what it would give alone. `draft` is
-    that of `stream_tokens`, and can be given to `stream_text` too. Raises ValueError for a prompt that cannot be
-    encoded, and when model and tokenizer do not belong together.
+    that of `stream_tokens`, and so is `engine`; both can be given to `stream_text` too. Raises ValueError for a prompt
+    that cannot be encoded, and when model and tokenizer do not belong together.
     """
     config = replace(config or SamplingConfig(), **overrides).seeded()
     texts = [prompts] if isinstance(prompts, str) else prompts
     rows: list[list[Token]] = [[] for _ in texts]
     ids = [encode_prompt(tokenizer, text) for text in texts]
-    for token in stream_tokens(model, tokenizer, ids, config, draft=draft):
+    for token in stream_tokens(model, tokenizer, ids, config, draft=draft, engine=engine):
         rows[token.row].append(token)
     results = [
         Generation(text, "".join(t.text for t in row), tuple(row), row[-1].finish, config.seed + index)

@@ -12,22 +12,24 @@ any distribution, as when generating. Entropies, divergences and surprise are in
 Shape legend:  T tokens   V vocab_size   L n_layer   H n_head   D head_dim   C n_embd
 """
 
+import copy
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from nanogpt_hub.generate import check_ids, encode_prompt, inference, window_start
-from nanogpt_hub.model import GPT, CausalSelfAttention, Context, rotate
+from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig, sampler_stages, seen_tokens, usable_logits
 from nanogpt_hub.tokenizer import Tokenizer
 
+EDITED = "the lens cannot show what this edited model.py computes"
 HEAD_ROWS = 128  # positions whose logits are held at once: 25 MB with GPT-2's vocabulary
 
 
@@ -227,41 +229,65 @@ class Inside:
 def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 64) -> Inside:
     """Runs the model once over `text` and keeps all attention maps and the residual stream.
 
-    Raises ValueError for a text without tokens, or with more than `max_tokens` or block_size, and as `generate` does.
+    Raises ValueError for a text without tokens, or with more than `max_tokens` or block_size, as `generate` does, and
+    where an edited model.py is built otherwise than as blocks with attention and a last norm.
     """
     ids = _encode(tokenizer, text, min(max_tokens, model.config.block_size))
     _check_text(model, ids, least=1)
-    with inference(model):  # `GPT.hidden` step by step; hooks would also see the passes of other threads
-        idx = torch.tensor([ids], device=model.wte.weight.device)
-        x = model.wte(idx)  # (1, T, C)
-        context = Context(model.config, len(ids), idx.device, x.dtype, kv_cache=None)
-        if model.wpe is not None:
-            x = x + model.wpe(context.positions)
-        stream, maps = [model.drop(model.ln_emb(x))], []
-        for block in model.h:
-            maps.append(attention_weights(block.attn, block.ln_1(stream[-1]), context))
-            stream.append(block(stream[-1], context))
+    with inference(model):
+        hidden, stream, maps = _record(model, torch.tensor([ids], device=model.wte.weight.device))
+        if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden, equal_nan=True):
+            raise ValueError(f"{EDITED}: its output is not the last norm of what the blocks have left in the stream")
+        if len(maps) != len(stream) - 1:
+            raise ValueError(f"{EDITED}: its blocks do not call `attend` once each, where the lens reads attention")
     attention, residual = torch.cat(maps).cpu(), torch.cat(stream).cpu()
     return Inside(tuple(ids), tuple(map(tokenizer.token_str, ids)), attention, residual)
 
 
-def attention_weights(attn: CausalSelfAttention, x: Tensor, context: Context) -> Tensor:
-    """The weights (B, H, T, T), float32, with which `attn(x, context)` averages values; x (B, T, C), no cache.
+def _record(model: GPT, idx: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`model.hidden(idx)` for idx (1, T), the stream before the first and after each block, and attention's weights.
 
-    The module never holds them (scaled_dot_product_attention fuses them away), so they are computed once more.
+    Recorded while model.py computes, so that an edited one is shown as it is. The pass goes through copies of the
+    modules, which share the weights: other threads may be using the model itself.
     """
-    cfg, T = attn.config, x.size(1)
-    qkv = attn.c_attn(x).unflatten(-1, (-1, cfg.head_dim))  # (B, T, H+2G, D)
-    qk = qkv[:, :, : cfg.n_head + cfg.kv_heads]
-    if context.rope is not None:
-        qk = rotate(qk, *context.rope)
-    if cfg.qk_norm:
-        qk = F.rms_norm(qk, (cfg.head_dim,), eps=cfg.norm_eps)
-    q, k = qk.transpose(1, 2).split((cfg.n_head, cfg.kv_heads), dim=1)  # (B, H or G, T, D)
-    k = k.repeat_interleave(cfg.n_head // cfg.kv_heads, dim=1)  # each key head serves a group of query heads
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(cfg.head_dim)  # (B, H, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-    return scores.masked_fill(future, -math.inf).softmax(-1)
+    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    watched = copy.deepcopy(model, own)
+    stream: list[Tensor] = []
+    maps: list[Tensor] = []
+    watched.h[0].register_forward_pre_hook(lambda _, args: stream.append(args[0]))
+    for block in watched.h:
+        block.register_forward_hook(lambda _, args, x: stream.append(x))
+        block.attn.attend = functools.partial(_recording_attend, block.attn.attend, maps)
+    return watched.hidden(idx), stream, maps
+
+
+def _recording_attend(attend: Callable[..., Tensor], maps: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kw):
+    """`attend(q, k, v, ...)`, its weights added to `maps`. ValueError where it is not softmax attention."""
+    y = attend(q, k, v, *args, **kw)
+    mask = args[0] if args else kw.get("attn_mask")
+    weights = attention_weights(q, k, mask, kw.get("is_causal", False), kw.get("scale"))
+    average = weights @ v.float().repeat_interleave(q.size(1) // v.size(1), dim=1)
+    if (average - y.float()).abs().max() > 0.02 * y.abs().max():  # far more than rounding to bfloat16
+        raise ValueError(f"{EDITED}: its `attend` is not softmax attention over q, k and v")
+    maps.append(weights)
+    return y
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, is_causal: bool = True, scale: float | None = None
+) -> Tensor:
+    """The weights (B, H, T, S), float32, with which scaled_dot_product_attention averages values, which it never holds.
+
+    q (B, H, T, D), k (B, G, S, D); mask: None, or one that broadcasts to (B, H, T, S), False where a token must not
+    look, or numbers that are added to the scores; scale: of the scores, usually 1 / sqrt(D).
+    """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # each key head serves a group of query heads
+    scores = q.float() @ k.float().transpose(-2, -1) * (scale or q.size(-1) ** -0.5)  # (B, H, T, S)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,6 +456,6 @@ def parameters_by_part(model: GPT) -> list[Part]:
         counts[next((part for part in name.split(".") if part in names), "norm")] += parameter.numel()
     notes = {
         "lm_head": "the token embedding, used again" if tied else "",
-        "wpe": "" if model.wpe is not None else "none: positions are rotations",
+        "wpe": "none: positions are rotations" if model.config.position == "rotary" else "",
     }
     return [Part(names[kind], count, notes.get(kind, "")) for kind, count in counts.items()]

@@ -14,15 +14,13 @@ Shape legend:  B rows of the batch   V vocab_size
 import json
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from nanogpt_hub.engine.select import best_sampler
 
 GREEDY_BELOW = 1e-5  # a temperature under this counts as 0; float32 cannot divide by much less
 LARGEST_LOGIT = 1e30  # infinite logits become this: finite in float32 under any penalty, so never inf - inf
@@ -276,15 +274,19 @@ def draw(
     batch: Sequence[Sequence[int]],
     uniform: Tensor,
     alternatives: int = 0,
+    sampler_for: Callable[[Tensor, Collection[str]], Callable | None] | None = None,
 ) -> list[Drawn]:
     """What follows each of a batch of texts, by the model's logits (B, V) for it and its random number in `uniform`
-    (B, 1), among the first `vocab_size` ids. Raises ValueError for NaN."""
-    fast = best_sampler(logits, config.samplers())
+    (B, 1), among the first `vocab_size` ids. Raises ValueError for NaN.
+
+    `sampler_for` (a decoder's `sampler`) may know a faster way to the same for the samplers that are on.
+    """
+    on = config.samplers()
+    fast = sampler_for(logits, on) if sampler_for else None
     if fast:
-        values = {"temperature": 1.0, "top_k": 0, "min_p": 0.0} | config.samplers()
-        if values["temperature"] < GREEDY_BELOW:
-            values["temperature"] = 0.0
-        drawn = fast(logits, vocab_size, uniform, **values, n=alternatives)
+        if on.get("temperature", 1.0) < GREEDY_BELOW:
+            on["temperature"] = 0.0
+        drawn = fast(logits, vocab_size, uniform, n=alternatives, **on)
     else:
         drawn = draw_by_stages(usable_logits(logits, vocab_size), config, batch, uniform, alternatives)
     drawn = [Drawn(id, logprob, prob, tuple(map(Alternative._make, likely))) for id, logprob, prob, likely in drawn]

@@ -12,19 +12,18 @@ tokens are those of plain generation with the same seed, up to the rounding of a
 A batch is generated plainly. Shape legend:  k guessed tokens   V vocab_size
 """
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanogpt_hub.engine.select import best_decoder
-from nanogpt_hub.generate import Row, Token, check_ids, inference, window_start
+from nanogpt_hub.engine.select import Engine
+from nanogpt_hub.generate import Job, Row, Token, check_ids, inference, window_start
 from nanogpt_hub.model import GPT, KVCache
-from nanogpt_hub.sampling import SamplingConfig, draw
+from nanogpt_hub.sampling import draw
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)  # tokens in a row that are looked for in the text
 EXTRA_PASS = 0.5  # what guessing at all adds to a pass: 0.0 to 1.2 measured on a CPU, 4x128 to 124M; less on GPUs
@@ -36,10 +35,10 @@ HOPE = 0.7  # how often a guess is right before anything is known
 class Reader:
     """A lone text in a model's cache, which holds whatever the model read last and is still true."""
 
-    def __init__(self, model: GPT, max_len: int):
+    def __init__(self, model: GPT, max_len: int, engine: Engine):
         weight, length = model.wte.weight, min(max_len, model.config.block_size)
         self.model, self.cache = model, KVCache(model.config, 1, weight.device, weight.dtype, max_len=length)
-        self.decoder = best_decoder(model, self.cache)
+        self.decoder = engine.decoder(model, self.cache)
         self.start, self.held = 0, []  # the window's first token, and the tokens in the cache
 
     def logits(self, tokens: list[int], n: int = 1) -> Tensor:
@@ -93,20 +92,21 @@ class TextLookup:
 
 
 class SmallModel:
-    """Guesses what a smaller model draws with the same random numbers."""
+    """Draft tokens that a smaller model draws with the same random numbers."""
 
-    def __init__(self, model: GPT, max_len: int, config: SamplingConfig, vocab_size: int):
-        self.reader, self.config, self.vocab_size = Reader(model, max_len), config, vocab_size
+    def __init__(self, model: GPT, max_len: int, job: Job, engine: Engine):
+        self.reader, self.job = Reader(model, max_len, engine), job
 
     def look(self, tokens: list[int]) -> int | None:
         return 0
 
     def guess(self, tokens: list[int], uniform: Tensor) -> list[int]:
-        text = list(tokens)
+        text, job, decoder = list(tokens), self.job, self.reader.decoder
         with inference(self.reader.model):
             for number in uniform:
                 logits = self.reader.logits(text)
-                text.append(draw(logits, self.vocab_size, self.config, [text], number[None])[0].id)
+                drawn = draw(logits, job.vocab_size, job.config, [text], number[None], sampler_for=decoder.sampler)
+                text.append(drawn[0].id)
         return text[len(tokens) :]
 
 
@@ -153,23 +153,21 @@ class Speculator:
         self.model, self.most = model, most
         self.passes = self.guessed = self.true = 0
 
-    def stream(
-        self, model: GPT, prompt: Sequence[int], config: SamplingConfig, row: Row, vocab_size: int, alternatives: int
-    ) -> Iterator[Token]:
+    def stream(self, job: Job, row: Row) -> Iterator[Token]:
         """What `stream_tokens` asks for. ValueError where the smaller model has not all tokens of the large one."""
         if self.model is not None:
-            check_draft(self.model, model, vocab_size)
-            check_ids(prompt, self.model.config.vocab_size)
-        return self._stream(model, list(prompt), config, row, vocab_size, alternatives)
+            check_draft(self.model, job.model, job.vocab_size)
+            check_ids(job.prompts[0], self.model.config.vocab_size)
+        return self._stream(job, row, list(job.prompts[0]))
 
-    def _stream(
-        self, model: GPT, tokens: list[int], config: SamplingConfig, row: Row, vocab_size: int, alternatives: int
-    ) -> Iterator[Token]:
-        deadline = time.monotonic() + (config.max_seconds if config.max_seconds is not None else math.inf)
+    def _stream(self, job: Job, row: Row, tokens: list[int]) -> Iterator[Token]:
+        model, config, deadline = job.model, job.config, job.deadline()
         max_len = len(tokens) + config.max_new_tokens
         with inference(model):
-            reader, pace = Reader(model, max_len), Pace(self.most, EXTRA_TOKEN + relative_cost(self.model, model))
-            guesser = TextLookup() if self.model is None else SmallModel(self.model, max_len, config, vocab_size)
+            engine = job.open_engine()
+            reader = Reader(model, max_len, engine)
+            pace = Pace(self.most, EXTRA_TOKEN + relative_cost(self.model, model))
+            guesser = TextLookup() if self.model is None else SmallModel(self.model, max_len, job, engine)
         numbers: list[Tensor] = []  # the row's random numbers, as far as they were needed
         while not row.finish:
             with inference(model):
@@ -180,7 +178,7 @@ class Speculator:
                 guess = guesser.guess(tokens, uniform[:k]) if k else []
                 logits = reader.logits(tokens + guess, k + 1)
                 texts = [tokens + guess[:i] for i in range(k + 1)]
-                drawn = draw(logits, vocab_size, config, texts, uniform, alternatives)
+                drawn = draw(logits, job.vocab_size, config, texts, uniform, job.alternatives, reader.decoder.sampler)
             right = next((i for i, id in enumerate(guess) if id != drawn[i].id), k)
             if kind is not None:
                 pace.learn(kind, k, right)
@@ -188,7 +186,7 @@ class Speculator:
             late = time.monotonic() >= deadline
             for choice in drawn[: right + 1]:
                 tokens.append(choice.id)
-                yield row.push(choice, late)
+                yield row.push(choice, late, reader.decoder.engine)
                 if row.finish:
                     return
             del numbers[: right + 1]

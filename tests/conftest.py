@@ -1,11 +1,11 @@
 """What all tests share: no network, few threads, and the GPT-2 ranks where the machine has them."""
 
 import atexit
-import math
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 from hub_server import HubServer
 
@@ -17,6 +17,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nanogpt-hub-tests-")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
+os.environ.setdefault("NANOGPT_HUB_ENGINE", "torch")  # compiled code only where a test or a lane asks for it
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -29,21 +30,27 @@ if (SHARED / "tiktoken-cache").is_dir():
 import pytest
 import torch
 
-from nanogpt_hub.engine import select as compiler
+from nanogpt_hub.engine import select
 
 torch.set_num_threads(1)
-compiler.PATIENCE = math.inf  # compiled loops only where a test asks for them: the same every time
 
 
-@pytest.fixture(params=["decode", "loops"])
-def every_decoder(request, monkeypatch) -> None:
-    """Generation by PyTorch, and by compiled loops."""
-    if request.param == "loops":
-        compiler.compiler.start().join()
-        assert compiler.compiler.loops
-    else:
-        monkeypatch.setattr(compiler.compiler, "loops", None)
-        monkeypatch.setattr(compiler.compiler, "choice", None)
+@pytest.fixture(scope="session")
+def compiled() -> ModuleType:
+    """numba_decoder.py with its compiled code. Skips where Numba is not installed; fails where preparing it fails."""
+    pytest.importorskip("numba", reason="Numba is not installed: the compiled engine is not tested")
+    code = select.preparation.wait()
+    assert code, "the compiled engine could not be prepared: python -m nanogpt_hub.engine.prepare says why"
+    return code
+
+
+@pytest.fixture(params=["plain", "torch", "numba"])
+def every_engine(request, monkeypatch) -> str:
+    """Generation by each engine."""
+    if request.param == "numba":
+        request.getfixturevalue("compiled")
+    monkeypatch.setenv(select.VARIABLE, request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -29,6 +29,17 @@ def make_model(folder: Path, seed: int = 0, text: str = TEXT, **config) -> Path:
     return save_model(folder, model, tokenizer)
 
 
+def make_gpt(name: str = "nanogpt", **overrides) -> GPT:
+    """A tiny random model, of large weights so that differences show."""
+    torch.manual_seed(0)
+    shape = dict(n_layer=3, n_head=4, n_embd=96, n_inner=75, block_size=48, vocab_size=51)
+    model = GPT(GPTConfig.preset(name, **{**shape, **overrides}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    return model.eval()
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

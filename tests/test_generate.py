@@ -40,7 +40,7 @@ from nanogpt_hub.sampling import (
 )
 from nanogpt_hub.tokenizer import build_tokenizer
 
-pytestmark = pytest.mark.usefixtures("every_decoder")
+pytestmark = pytest.mark.usefixtures("every_engine")
 
 BYTE = build_tokenizer("byte", [])
 V = BYTE.vocab_size
@@ -198,12 +198,12 @@ def test_a_large_vocabulary_is_narrowed_to_the_top_k_first(settings, monkeypatch
     logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     logits[7, :9] = 50.0  # more than five tie
     uniform, config = torch.rand(64, 1, generator=torch.Generator().manual_seed(1)), SamplingConfig(**settings)
-    assert only_top_k(logits[:7], config.top_k) is not None
-    assert only_top_k(logits[:8], 5) is None
+    assert only_top_k(logits[:7], config) is not None
+    assert only_top_k(logits[:8], SamplingConfig(top_k=5)) is None
     for rows in (logits[:7], logits):
         quick = draw(rows, 1000, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
         with monkeypatch.context() as patch:
-            patch.setitem(draw.__globals__, "only_top_k", lambda logits, k: None)
+            patch.setitem(draw.__globals__, "only_top_k", lambda logits, config: None)
             plain = draw(rows, 1000, config, [[0]] * len(rows), uniform[: len(rows)], alternatives=8)
         assert [d.id for d in quick] == [d.id for d in plain]
         for a, b in zip(quick, plain, strict=True):

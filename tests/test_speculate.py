@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from nanogpt_hub import cli, speculate
 from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.engine.select import open_engine
 from nanogpt_hub.generate import generate, generate_naive, stream_text, stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.speculate import Pace, Reader, Speculator, TextLookup
 from nanogpt_hub.tokenizer import build_tokenizer
 
-pytestmark = pytest.mark.usefixtures("every_decoder")
+pytestmark = pytest.mark.usefixtures("every_engine")
 
 BYTE = build_tokenizer("byte", [])
 V = BYTE.vocab_size
@@ -237,7 +238,7 @@ def test_lookup(tokens, kind, guess):
 
 
 def test_a_reader_forgets_wrong_guesses(model):
-    reader = Reader(model, 16)
+    reader = Reader(model, 16, open_engine())
     text = [5, 6, 7]
     with torch.inference_mode():
         reader.logits(text)

@@ -53,7 +53,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     if not parsed["from"]:
         raise ValueError("say what to start from: --from FOLDER, or --from user/name[@revision]")
     place = resolve(parsed["from"])
-    gpt, tokenizer = load_model(place.folder)
+    gpt, tokenizer = load_model(place.folder, any_core=parsed["any_core"])
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")
     gpt = reshaped(gpt, **config.model.given())
@@ -102,6 +102,9 @@ def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = No
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("train.finetune", "Fine-tunes a model on text, or on prompts with their answers.")
     parser.add_argument("--from", default="", help="the model to start from: a folder, or user/name[@revision]")
+    parser.add_argument(
+        "--any_core", "--any-core", action="store_true", help="start from weights of another model.py than this one"
+    )
     parser.set_defaults(DEFAULTS)
     return run_main(parser, start, argv)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from nanogpt_hub.core import running_core
 from nanogpt_hub.model import GPT, IGNORE_INDEX
 
 CHUNK = 2**27  # bytes of logits in float32 that are made at once; where all are fewer, the plain loss does
@@ -31,8 +32,21 @@ def summed_loss(gpt: GPT, idx: Tensor, targets: Tensor) -> Tensor:
     x, targets = gpt.hidden(idx).flatten(0, 1), targets.flatten()  # (B * T, C), (B * T)
     n_chunks = count_chunks(len(targets), gpt.config.vocab_size)
     if n_chunks == 1:
-        return F.cross_entropy(gpt.head(x).float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return head_loss(gpt, x, targets)
+    if core_is_edited():  # another head, maybe, than the one whose gradient is written out below
+        parts = zip(x.tensor_split(n_chunks), targets.tensor_split(n_chunks), strict=True)
+        return sum(checkpoint(head_loss, gpt, *part, use_reentrant=False) for part in parts)
     return chunked_cross_entropy(x, gpt.lm_head.weight, targets, gpt.config.logit_softcap, n_chunks)
+
+
+@torch.compiler.assume_constant_result  # not for torch.compile to trace
+def core_is_edited() -> bool:
+    return bool(running_core().changed)
+
+
+def head_loss(gpt: GPT, x: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of targets (N,) for hidden states x (N, C), all logits at once."""
+    return F.cross_entropy(gpt.head(x).float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def count_targets(targets: Tensor) -> int:

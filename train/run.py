@@ -16,9 +16,9 @@ from typing import NamedTuple
 from accelerate import Accelerator, PartialState
 from jsonargparse import ArgumentParser, Namespace
 
-from nanogpt_hub.checkpoint import write_atomic
+from nanogpt_hub.checkpoint import saved_as, write_atomic
+from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.evaluate import token_lengths
-from nanogpt_hub.families import family_of
 from nanogpt_hub.hub.private import public_config, without_secrets
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.hub.resolve import resolve
@@ -243,12 +243,16 @@ def load_data(
 def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
-    family, why = family_of(cfg)
+    family, why = saved_as(gpt)
     lines = [
         f"model: {gpt.num_params():,} parameters; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}, "
         f"context {cfg.block_size}; saved as {family}"
     ]
-    if family == "nanogpt_hub":
+    if running_core(gpt).changed:
+        loads = "loads only where that is nanogpt_hub/model.py, and not in Transformers"
+        lines.append(f"note: {why}: the folder holds it as {CORE_FILE} and {loads}")
+        lines += [f"warning: {fault}" for fault in faults(cfg)]
+    elif family == "nanogpt_hub":
         lines.append(f"note: Transformers has no such model ({why}); the folder loads with nanogpt_hub only")
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
     if config.lora.rank:

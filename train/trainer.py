@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
 from nanogpt_hub.checkpoint import save_model, write_atomic
+from nanogpt_hub.core import running_core
 from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.card import RunFacts, write_card
@@ -498,6 +499,8 @@ def fixed_settings(trainer: Trainer) -> dict:
         settings["format"] = config.data.format
     if config.lora.rank:
         settings["lora"] = asdict(config.lora)
+    if core := running_core().changed:
+        settings["model.py"] = f"edited ({', '.join(core)}), core {running_core().fingerprint}"
     if "base_model" in trainer.facts:
         settings["base_model"] = trainer.facts["base_model"]
     return settings

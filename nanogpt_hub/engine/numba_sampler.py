@@ -1,10 +1,10 @@
-"""Choosing a token as one compiled function: the softmax, the top k and the draw of `draw` in generate.py.
+"""Choosing a token as one compiled function: the softmax, the top k and the draw of `draw` in sampling.py.
 
-    for id, logprob, prob, likeliest in choose(logits, vocab_size, uniform, temperature, top_k, min_p, n): ...
+    for id, logprob, prob, likeliest in choose(logits, vocab_size, uniform, n, temperature=0.8, top_k=200): ...
 
 PyTorch needs some twenty calls for it, each over the whole vocabulary: longer than a small model takes for a pass, and
-a twentieth of one of GPT-2's. For what is computed read `sampler_stages` and `pick` in generate.py; this is the same,
-tested against them.
+a twentieth of one of GPT-2's. For what is computed read `sampler_stages` and `pick` in sampling.py; this is the same,
+checked against them before it is used.
 """
 
 import math
@@ -15,23 +15,14 @@ import torch
 from numba import carray, from_dtype, njit
 from torch import Tensor
 
-from nanogpt_hub.engine.numba_decoder import (
-    compiled,
-    exp,
-    f4,
-    floats,
-    how,
-    place_in_team,
-    pointer_to,
-    record,
-    share,
-    table,
-    team,
-)
+from nanogpt_hub.engine.intrinsics import JIT_OPTIONS, float32_view, jit, matrix_view, pointer_to, record
+from nanogpt_hub.engine.kernels import exp, f4
+from nanogpt_hub.engine.threads import team, thread_id, thread_range
 
+SAMPLERS = {"temperature", "top_k", "min_p"}  # those it knows: any other is drawn the plain way
 f8 = np.float64
-LARGEST = f4(1e30)  # LARGEST_LOGIT of generate.py: infinite logits become this, so that there is never inf - inf
-without_nan = njit(error_model="numpy", fastmath=how["fastmath"] | {"nnan"})  # the largest of several at a time
+LARGEST = f4(1e30)  # LARGEST_LOGIT of sampling.py: infinite logits become this, so that there is never inf - inf
+without_nan = njit(error_model="numpy", fastmath=JIT_OPTIONS["fastmath"] | {"nnan"})  # the largest of several at a time
 
 # A token, its probability for the model itself (of the one that is chosen the logarithm), and that after the samplers.
 Found = np.dtype([("id", np.int64), ("own", np.float32), ("sampled", np.float32)])
@@ -46,18 +37,18 @@ choice_at, found_at = pointer_to(from_dtype(Choice)), pointer_to(from_dtype(Foun
 # ---- what each thread does: some of the rows ----
 
 
-def work(address):
+def sample_rows(address):
     """What each thread of a team does with the choices at an address."""
     p = carray(choice_at(address), (1,))[0]
-    thread, threads = place_in_team(p)
-    lo, hi = share(p.R, 1, thread, threads)
+    thread, threads = thread_id(p)
+    lo, hi = thread_range(p.R, 1, thread, threads)
     for r in range(lo, hi):
         choose_for_row(p, r)
 
 
-@compiled
+@jit
 def choose_for_row(p, r):
-    given, logits = table(p.logits, p.R, p.V)[r], np.empty(p.vocab, np.float32)
+    given, logits = matrix_view(p.logits, p.R, p.V)[r], np.empty(p.vocab, np.float32)
     for i in range(p.vocab):
         logits[i] = finite(given[i])
     size = max(1, p.vocab // max(256, 4 * p.top_k))
@@ -72,7 +63,7 @@ def choose_for_row(p, r):
     if p.temperature == 0:
         id, weight, weights = first_of_largest(logits), f4(1), f4(1)
     else:
-        id, weight, weights = draw(logits, peaks, size, threshold, p, floats(p.uniform, p.R)[r])
+        id, weight, weights = draw(logits, peaks, size, threshold, p, float32_view(p.uniform, p.R)[r])
     chosen = carray(found_at(p.chosen), (p.R,))[r]
     chosen.id, chosen.own, chosen.sampled = id, logits[id] - np.log(total), weight / weights
     likeliest = carray(found_at(p.likeliest), (p.R, p.n))[r]
@@ -82,7 +73,7 @@ def choose_for_row(p, r):
         one.own, one.sampled = exp(one.own) / total, drawn
 
 
-@compiled
+@jit
 def finite(x):
     """x, or where it is infinite the largest number that is used. NaN stays."""
     if x > LARGEST:
@@ -90,7 +81,7 @@ def finite(x):
     return -LARGEST if x < -LARGEST else x
 
 
-@compiled
+@jit
 def first_of_largest(logits):
     """The id of the first logit that is 0, as the largest is."""
     id = 0
@@ -116,13 +107,13 @@ def largest_of(logits):
     return top
 
 
-@compiled
+@jit
 def below(b, size, logits):
     """The ids of the logits of which peak b is the largest."""
     return range(b * size, min(logits.size, (b + 1) * size))
 
 
-@compiled
+@jit
 def kth_largest(logits, peaks, size, k):
     """The k-th largest logit. It is no less than the k-th largest peak, so that few logits have to be looked at."""
     bound = select(peaks.copy(), k)
@@ -138,7 +129,7 @@ def kth_largest(logits, peaks, size, k):
     return select(found[:n], k)
 
 
-@compiled
+@jit
 def select(a, k):
     """The k-th largest of a, by Hoare's quickselect; a is left in another order."""
     lo, hi, place = 0, a.size - 1, a.size - k
@@ -161,16 +152,16 @@ def select(a, k):
     return a[place]
 
 
-@compiled
+@jit
 def weight_of(logit, threshold, p):
     """A token's probability after the samplers, but for a factor that all have in common."""
     scaled = logit / p.temperature
     return exp(scaled) if logit >= threshold and scaled >= p.least and scaled > f4(-87) else f4(0)
 
 
-@compiled
+@jit
 def draw(logits, peaks, size, threshold, p, uniform):
-    """The token whose share of the weights, laid end to end, holds the random number; its weight; all weights."""
+    """Inverse-CDF sampling: the token at which the cumulative weight passes the random number; its weight; the sum."""
     weights, total = np.zeros(peaks.size, np.float64), f8(0)  # of the logits below each peak
     for b in range(peaks.size):
         if peaks[b] >= threshold:
@@ -192,7 +183,7 @@ def draw(logits, peaks, size, threshold, p, uniform):
     return found, weight_of(logits[found], threshold, p), f4(total)
 
 
-@compiled
+@jit
 def find_likeliest(logits, peaks, size, found):
     """The largest logits (as `own`) and their ids, in their order."""
     n, held = found.size, 0
@@ -214,7 +205,14 @@ def find_likeliest(logits, peaks, size, found):
 
 
 def choose(
-    logits: Tensor, vocab_size: int, uniform: Tensor, temperature: float, top_k: int, min_p: float, n: int
+    logits: Tensor,
+    vocab_size: int,
+    uniform: Tensor,
+    n: int = 0,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
 ) -> Iterator[tuple[int, float, float, list[tuple[int, float, float]]]]:
     """A token for each row of logits (B, V) by its random number in uniform (B, 1), of the ids below `vocab_size`.
 
@@ -231,5 +229,5 @@ def choose(
         B, V, vocab_size, top_k, n, logits.data_ptr(), uniform.data_ptr(), chosen.ctypes.data, likeliest.ctypes.data,
         *functions, temperature, math.log(min_p) if min_p else -math.inf,
     )  # fmt: skip
-    team().run(work, one.ctypes.data, min(B, torch.get_num_threads()))
+    team().run(sample_rows, one.ctypes.data, min(B, torch.get_num_threads()))
     return ((*row, others) for row, others in zip(chosen.tolist(), likeliest.tolist(), strict=True))

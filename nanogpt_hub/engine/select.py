@@ -1,72 +1,197 @@
-"""Which way to generate: the fastest that is ready.
+"""The door to everything fast: which engine generates, and what it may be trusted with.
 
-    decoder = best_decoder(model, cache)         # loops.py, once it is compiled and where it suits, else decode.py
-    choose = best_sampler(logits, on)            # that of numba_sampler.py, once it is compiled, or None
-    compiler.start().join()                      # have it compiled now, and wait for that
+    engine = open_engine("auto")                     # once for each generation, so that its text has one engine
+    decoder = engine.decoder(model, cache)           # .hidden(idx), .head(x) as the model has them; .engine names it
+    sample = decoder.sampler(logits, samplers)       # a compiled sampler that knows the samplers that are on, or None
 
-Compiling begins by itself, in the background, in a process that has generated for a while. Without Numba, or where it
-fails, everything works as before.
+| engine | what computes a token |
+|---|---|
+| plain | model.py itself: what the program means |
+| torch | PyTorch, with the questions of each step answered once (torch_decoder.py) |
+| numba | one compiled function for a pass, and one for the draw (kernels.py, numba_sampler.py) |
+| auto  | numba where its code is ready and stamped (prepare.py), else torch |
+
+Each of the fast ones is compared with model.py at first use with a model (check.py). Where it does not know the model
+or gives other numbers, the next slower one takes its place, with a sentence in the log; where model.py was edited, all
+goes the plain way. `NANOGPT_HUB_ENGINE` sets what
+"auto" means when nothing else is asked for.
 """
 
+import logging
+import os
 import threading
-import warnings
-from collections.abc import Callable
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from nanogpt_hub.engine.torch_decoder import Decoder
+from nanogpt_hub.core import running_core
+from nanogpt_hub.engine.check import first_difference, pieces_for
+from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure
 from nanogpt_hub.model import GPT, KVCache
 
-PATIENCE = 2.0  # seconds of generation after which a process is worth compiling for
+logger = logging.getLogger("nanogpt_hub.engine")
+
+ENGINES = ("auto", "plain", "torch", "numba")
+VARIABLE = "NANOGPT_HUB_ENGINE"
 
 
-class Compiler:
-    """Brings loops.py and choice.py, in the background."""
+@dataclass(frozen=True)
+class Engine:
+    """What one generation is computed with."""
+
+    name: str  # plain, torch or numba: the fastest that may be used
+    code: ModuleType | None = None  # numba_decoder.py, its compiled code loaded
+
+    def decoder(self, model: GPT, cache: KVCache) -> PlainDecoder:
+        """The fastest decoder of this engine that knows the model and was seen to agree with it. With an edited core it
+        is model.py itself: an edit may show only far into a context, or once the weights are trained."""
+        if self.name == "plain" or not core_is_known():
+            return PlainDecoder(model, cache)
+        if self.code and self.code.supports(model, cache) and agrees(model, self.code.NumbaDecoder):
+            return self.code.NumbaDecoder(model, cache)
+        if known_structure(model) and agrees(model, TorchDecoder):
+            return TorchDecoder(model, cache)
+        return PlainDecoder(model, cache)
+
+
+PLAIN = Engine("plain")
+
+
+# ---- whether a fast decoder agrees with the model ----
+
+verdicts: "weakref.WeakKeyDictionary[GPT, dict[type, bool]]" = weakref.WeakKeyDictionary()
+
+
+def agrees(model: GPT, decoder: type[PlainDecoder]) -> bool:
+    """Whether a decoder gives what the model gives: compared at first use, then remembered for the model."""
+    known = verdicts.setdefault(model, {})
+    if decoder not in known:
+        try:
+            difference = first_difference(model, decoder, pieces=pieces_for(model.config.block_size))
+        except Exception as error:  # a core may be edited in any way; what matters is that the plain way goes on
+            difference = f"{type(error).__name__}: {error}"
+        known[decoder] = difference is None
+        if difference:
+            logger.warning(
+                f"the {decoder.engine} engine does not compute what model.py computes ({difference}), so it is "
+                "switched off for this model: generation goes on a slower way"
+            )
+    return known[decoder]
+
+
+def core_is_known() -> bool:
+    """Whether model.py, as this process runs it, is the one that the fast decoders repeat."""
+    return not running_core().changed
+
+
+# ---- compiled code ----
+
+
+class Preparation:
+    """The compiled code of this process: asked for once, loaded when it is stamped."""
 
     def __init__(self):
-        self.loops: ModuleType | None = None  # once they are ready
-        self.choice: ModuleType | None = None
-        self.thread, self.lock = None, threading.Lock()
+        self.lock = threading.Lock()
+        self.code: ModuleType | None = None
+        self.child, self.watcher = None, None
+        self.over = False  # nothing more will come: no Numba, or it failed
 
-    def start(self) -> threading.Thread:
-        """Begins, if nobody has. It takes half a second, or twelve on a machine where it is done for the first time."""
+    def poll(self) -> ModuleType | None:
+        """The code if it is there; else has a child make it, once, and returns None. Never raises, never waits for a
+        compiler."""
         with self.lock:
-            if self.thread is None:  # no daemon: a process that ends in the middle of compiling may crash
-                self.thread = threading.Thread(target=self._compile, name="compile loops")
-                self.thread.start()
-        return self.thread
+            if self.code is None and not self.over:
+                self._look()
+            return self.code
 
-    def _compile(self) -> None:
+    def wait(self) -> ModuleType | None:
+        """The code, however long its preparation takes; None where it cannot be had."""
+        while self.poll() is None and not self.over:
+            if self.watcher and self.watcher.is_alive():
+                self.watcher.join()
+            else:  # another process does it
+                time.sleep(0.2)
+        return self.code
+
+    def _look(self) -> None:
         try:
-            from nanogpt_hub.engine import numba_decoder as loops
-            from nanogpt_hub.engine import numba_sampler as choice
+            from nanogpt_hub.engine import prepare
 
-            loops.team()
-            for module in (loops, choice):
-                loops.for_threads(module.work)
-            self.loops, self.choice = loops, choice
+            path = prepare.folder()
+            stamp = prepare.read_stamp(path)
+            if stamp.status == "ready":
+                self._load(path)
+            elif (self.watcher and self.watcher.is_alive()) or prepare.is_at_work(path):
+                return
+            elif self.watcher or not stamp.may_try:
+                self._give_up(stamp.reason or "an earlier attempt did not end", quiet=self.watcher is not None)
+            else:
+                self._start(path)
         except ImportError:  # no Numba here
-            pass
-        except Exception as error:  # whatever a compiler may say: generation goes on as before
-            warnings.warn(f"generation goes on without compiled loops: {error}", RuntimeWarning, stacklevel=2)
+            self.over = True
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _load(self, path: Path) -> None:
+        from nanogpt_hub.engine import numba_decoder, numba_sampler, prepare, threads
+
+        with threads.code_in(path / prepare.CODE):
+            for work in (numba_decoder.decode_pass, numba_sampler.sample_rows):
+                threads.entry_point(work)
+        self.code = numba_decoder
+
+    def _start(self, path: Path) -> None:
+        from nanogpt_hub.engine import prepare
+
+        child = self.child = prepare.start_child(path)
+
+        def watch() -> None:
+            stamp = prepare.record_end(path, child.wait())
+            if stamp.status == "failed":
+                warn(stamp.reason)
+
+        self.watcher = threading.Thread(target=watch, name="engine preparation", daemon=True)
+        self.watcher.start()
+
+    def _give_up(self, reason: str, quiet: bool = False) -> None:
+        self.over = True
+        if not quiet:
+            warn(reason)
 
 
-compiler = Compiler()
+def warn(reason: str) -> None:
+    logger.warning(
+        f"generation goes on in PyTorch: the compiled engine could not be prepared on this machine ({reason}); "
+        "NANOGPT_HUB_ENGINE=torch asks for no other"
+    )
 
 
-def best_decoder(model: GPT, cache: KVCache) -> Decoder:
-    """The fastest Decoder that is ready, for this model and this cache."""
-    if Decoder.seconds > PATIENCE and cache.k.device.type == "cpu":
-        compiler.start()
-    loops = compiler.loops
-    return loops.Loops(model, cache) if loops and loops.suit(model, cache) else Decoder(model, cache)
+preparation = Preparation()
 
 
-SAMPLERS = {"temperature", "top_k", "min_p"}  # that the compiled sampler knows
+# ---- what a generation asks ----
 
 
-def best_sampler(logits: torch.Tensor, on: dict[str, float]) -> Callable | None:
-    """The compiled sampler, once it is ready, for logits on a CPU and the samplers that are on."""
-    usable = compiler.choice and logits.device.type == "cpu" and on.keys() <= SAMPLERS
-    return compiler.choice.choose if usable else None
+def engine_setting(engine: str | None = None) -> str:
+    """The engine that is asked for: `engine`, else NANOGPT_HUB_ENGINE, else auto. ValueError for an unknown one."""
+    name = engine or os.environ.get(VARIABLE) or "auto"
+    if name not in ENGINES:
+        where = "" if engine else f" (from {VARIABLE})"
+        raise ValueError(f"engine is {name!r}{where}; it must be one of {', '.join(ENGINES)}")
+    return name
+
+
+def open_engine(engine: str | None = None, device: str | torch.device = "cpu") -> Engine:
+    """The engine for one generation on a device. "numba" waits until it is prepared; "auto" takes it if it is, and has
+    it prepared on the side if not. ValueError for an unknown name."""
+    name = engine_setting(engine)
+    if name == "plain":
+        return PLAIN
+    if name == "torch" or torch.device(device).type != "cpu":
+        return Engine("torch")
+    code = preparation.wait() if name == "numba" else preparation.poll()
+    return Engine("numba", code) if code else Engine("torch")

@@ -1,26 +1,84 @@
-"""A step of generation without its overhead: `GPT.hidden` for the newest token of texts that lie in a cache.
+"""Decoding one token by PyTorch without the overhead: `GPT.hidden` for the newest token of texts that lie in a cache.
 
-    decoder = Decoder(model, cache)
+    decoder = TorchDecoder(model, cache)
     x = decoder.hidden(idx)                      # what model.hidden(idx, cache) gives, up to rounding
 
-With one token a pass, a small model spends most of its time on being asked the same questions in every layer: which
-norm, which positions, where in the cache. Here each is answered once, for all layers or for good, and the layers are
-called as functions. Read `GPT.hidden` in model.py for what is computed; this is the same, tested against it.
+With one token a pass, a small model spends most of its time on answering the same questions in every layer: which norm,
+which positions, where in the cache. Here each is answered once, and the layers are called as functions. Read
+`GPT.hidden` in model.py for what is computed; this is the same, checked against it before it is used.
 
 Shape legend: that of model.py, and T = 1.
 """
 
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from nanogpt_hub.model import GPT, MLP, GPTConfig, KVCache, Norm, rotary_angles, rotate
+from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
+EngineName = Literal["plain", "torch", "numba"]
+
+# The fields of GPTConfig that the fast decoders know, with the values they know of each; None stands for any. A field
+# or a value that is not here is computed the plain way.
+SUPPORTED: dict[str, tuple | None] = {
+    "position": ("rotary", "learned"),
+    "norm": ("layer", "rms"),
+    "activation": ("gelu", "gelu_tanh", "relu2", "swiglu"),
+    **dict.fromkeys((
+        "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "rope_theta",
+        "rotary_fraction", "norm_weight", "norm_bias", "norm_eps", "attn_bias", "mlp_bias", "parallel_residual",
+        "qk_norm", "embd_norm", "tie_word_embeddings", "logit_softcap", "dropout", "init",
+    )),
+}  # fmt: skip
+CORE = (GPT, Block, CausalSelfAttention, MLP, Norm)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def known_structure(model: GPT, others: tuple[type, ...] | None = None) -> bool:
+    """Whether a model is built of nothing but what the fast decoders repeat: a config that they know, the core's own
+    classes, no hooks, no replaced `forward`. `others` are the further classes that may occur (None: any)."""
+    values = {f.name: getattr(model.config, f.name) for f in fields(model.config)}
+    if not all(name in SUPPORTED and value in (SUPPORTED[name] or (value,)) for name, value in values.items()):
+        return False
+    if any(getattr(torch_module, f"_global{name}") for name in HOOKS):
+        return False
+    return all(
+        (type(m) in CORE if isinstance(m, CORE) else others is None or type(m) in others)
+        and not any(getattr(m, name) for name in HOOKS)
+        and "forward" not in vars(m)
+        for m in model.modules()
+    )
+
+
+class PlainDecoder:
+    """What every faster decoder is measured by: `model.hidden` and `model.head` themselves."""
+
+    engine: EngineName = "plain"
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache = model, cache
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """The residual stream (B, T, C) after the last norm for idx (B, T), which continue what the cache has seen.
+
+        Raises ValueError when the tokens, the cached ones included, exceed block_size.
+        """
+        return self.model.hidden(idx, self.cache)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (N, V) for hidden states x (N, C)."""
+        return self.model.head(x)
+
+    def sampler(self, logits: Tensor, samplers: Collection[str]) -> Callable | None:
+        """A faster way to choose tokens by logits (N, V), where it knows all `samplers` that are on. None: the plain
+        one of sampling.py."""
+        return None
 
 
 class Layer(NamedTuple):
@@ -33,13 +91,14 @@ class Layer(NamedTuple):
     mlp: Function
 
 
-class Decoder:
+class TorchDecoder(PlainDecoder):
     """Continues the texts of a cache. The model must be in evaluation mode, and stay as it is."""
 
-    seconds = 0.0  # that all decoders of this process have computed for
+    engine: EngineName = "torch"
 
     def __init__(self, model: GPT, cache: KVCache):
-        self.model, self.cache, self.config = model, cache, model.config
+        super().__init__(model, cache)
+        self.config = model.config
         self.ln_emb = norm(model.ln_emb, self.config) if self.config.embd_norm else nn.Identity()
         self.ln_f, self.lm_head = norm(model.ln_f, self.config), linear(model.lm_head)
         self.layers = [
@@ -52,12 +111,7 @@ class Decoder:
         self.rope = rotary_angles(self.config, positions, cache.k.dtype) if rotary else None  # each (1, S, 1, R)
 
     def hidden(self, idx: Tensor) -> Tensor:
-        """The residual stream (B, T, C) after the last norm for idx (B, T), which continue what the cache has seen.
-
-        Several tokens at once go through the model itself. Raises ValueError when the tokens, the cached ones included,
-        exceed block_size.
-        """
-        started = time.perf_counter()
+        """As `PlainDecoder.hidden`. Several tokens at once (prefill) go through the model itself."""
         cfg, cache, lengths = self.config, self.cache, self.cache.lengths
         B, S = idx.size(0), max(lengths) + 1
         if idx.size(1) > 1 or S > cache.k.size(3):
@@ -97,14 +151,12 @@ class Decoder:
                 x = x + y
                 x = x + layer.mlp(layer.ln_2(x))
         cache.lengths = [length + 1 for length in lengths]
-        Decoder.seconds += time.perf_counter() - started
         return self.ln_f(x)[:, None]
 
     def head(self, x: Tensor) -> Tensor:
-        """`GPT.head` for hidden states x (N, C): logits (N, V)."""
-        return self.cap(self.lm_head(x))
+        return self.softcap(self.lm_head(x))
 
-    def cap(self, logits: Tensor) -> Tensor:
+    def softcap(self, logits: Tensor) -> Tensor:
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -17,7 +17,8 @@ from typing import Any, TypedDict
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from nanogpt_hub.checkpoint import read_config, read_json, write_atomic
+from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core, write_atomic
+from nanogpt_hub.core import CORE_FILE
 from nanogpt_hub.families import FAMILIES, empty_model
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
@@ -42,6 +43,8 @@ class ModelFacts(TypedDict, total=False):
 
     config: dict  # the fields of GPTConfig
     parameters: int
+    family: str  # model_type
+    core: str  # of an edited model.py: the changed parts and its fingerprint
 
 
 class TrainingFacts(TypedDict, total=False):
@@ -146,10 +149,12 @@ def run_name(folder: Path) -> str:
 
 def complete_facts(folder: Path, facts: RunFacts) -> RunFacts:
     """The facts, with the model's shape and tokenizer read from the folder where they are missing."""
-    config = read_config(folder)
+    config, model_type = read_config_and_type(folder, any_core=True)  # a card computes nothing
     parameters = empty_model(config).num_params()
     model = {"config": asdict(config), "parameters": parameters, **facts.get("model", {})}
-    model["family"] = read_json(folder / "config.json").get("model_type")
+    model["family"] = model_type
+    core = recorded_core(read_json(folder / "config.json"))
+    model["core"] = f"{', '.join(core.changed)}; core {core.fingerprint}" if core else ""
     data = dict(facts.get("data", {}))
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
@@ -268,13 +273,12 @@ def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
 
 def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     model, c = facts["model"], facts["model"]["config"]
-    positions = f"rotary, base {c['rope_theta']:g}" if c["position"] == "rotary" else "learned"
+    positions = f"rotary, base {c['rope_theta']:g}" if c["position"] == "rotary" else c["position"]
     if c["position"] == "rotary" and c["rotary_fraction"] != 1:
         positions += f", {c['rotary_fraction']:.0%} of each head"
     grouped = f", {c['n_kv_head']} key/value heads" if c["n_kv_head"] not in (0, c["n_head"]) else ""
-    stock = model.get("family") in FAMILIES
     return [
-        ("architecture", model["family"] if stock else f"{TAG}'s own: no stock family has this shape"),
+        ("architecture", architecture(model)),
         ("parameters", number(model["parameters"])),
         ("layers", c["n_layer"]),
         ("heads", f"{c['n_head']}{grouped}"),
@@ -285,6 +289,14 @@ def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("norm, activation", f"{c['norm']}, {c['activation']}"),
         ("head", "tied to the embeddings" if c["tie_word_embeddings"] else "of its own"),
     ]
+
+
+def architecture(model: ModelFacts) -> str:
+    if model.get("family") in FAMILIES:
+        return model["family"]
+    if model.get("core"):
+        return f"{TAG}'s own: model.py is edited ({cell(model['core'])}), see {CORE_FILE}"
+    return f"{TAG}'s own: no stock family has this shape"
 
 
 def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
@@ -345,6 +357,11 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
     )
     stock = facts["model"].get("family") in FAMILIES
     parts = ["## How to use it", "With `nanogpt_hub` (`pip install nanogpt-hub`):", fenced(ours, "python")]
+    if facts["model"].get("core"):
+        parts[1] = (
+            f"With `nanogpt_hub`, in a checkout of which `nanogpt_hub/model.py` is this model's `{CORE_FILE}`: that of "
+            "the project computes something else. It is code that will run on your machine: read it first."
+        )
     oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:

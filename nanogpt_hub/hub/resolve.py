@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
-from nanogpt_hub.checkpoint import CheckpointError, load_model, read_config
+from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 WEIGHT_FILES = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors|model\.safetensors\.index\.json")
 MODEL_FILES = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|chat_template\.jinja|README\.md"
+    r"|merges\.txt|chat_template\.jinja|README\.md|model\.py\.txt"
     r"|training/([A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w-]*\.(jsonl|json|yaml|txt|png)"
     rf"|{WEIGHT_FILES.pattern}"
 )
@@ -84,14 +84,16 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     token: str | None = None,
+    any_core: bool = False,
 ) -> tuple[GPT, Tokenizer | None]:
     """The model, in eval mode, and its tokenizer: of a folder, or of "user/name" or "user/name@revision" on the Hub.
 
-    Raises HubError when it cannot be fetched, CheckpointError when what is there is no model of ours.
+    any_core: as for `load_model`. Raises HubError when it cannot be fetched, CheckpointError when what is there is no
+    model of ours, or one of another core.
     """
     place = resolve(name_or_path, revision, token=token)
     try:
-        return load_model(place.folder, device, dtype)
+        return load_model(place.folder, device, dtype, any_core=any_core)
     except CheckpointError as error:
         raise CheckpointError(f"cannot load {place}: {error.__cause__ or error}") from error
 
@@ -221,6 +223,8 @@ class Repo:
         )
         try:
             read_config(Path(path).parent)
+        except CoreError:
+            pass  # `load_model` says it too, when the model.py.txt that it speaks of is there
         except ValueError as error:
             raise CheckpointError(f"{self} is no model of ours: {error}") from error
 

@@ -12,11 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 import nanogpt_hub
+from nanogpt_hub.checkpoint import core_difference, read_json
+from nanogpt_hub.core import core_of_text
+from nanogpt_hub.fingerprint import verified_table
 from nanogpt_hub.hub.card import TAG
 from nanogpt_hub.hub.publish import Push, Say, check_account, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
@@ -75,6 +79,8 @@ def create_space(
         check_account(account, space_id)
         info = api.model_info(model_id, revision=revision)
         files = collect_space(app_folder, model_id, preload="" if info.private else info.sha)
+        config = hf_hub_download(model_id, "config.json", revision=info.sha, token=token)
+        check_cores(read_json(config), files, model_id)
         about = dict(space_sdk="gradio", space_hardware=hardware or FREE_HARDWARE)
         url = create_repo(api, space_id, private=private, kind="space", **about)
         push = Push(space_id, files, f"Playground for {model_id}", kind="space", owned=APP_FILES)
@@ -83,6 +89,19 @@ def create_space(
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(explain(error, model_id, revision, doing=f"make the Space {space_id}")) from error
     return Space(space_id, url, sha, model_id)
+
+
+def check_cores(config: Mapping[str, Any], files: Mapping[str, bytes], model_id: str) -> None:
+    """Raises HubError where the Space's model.py is not the one that the model's weights belong to."""
+    source, table = (files.get(f"nanogpt_hub/{name}.py", b"").decode() for name in ("model", "fingerprint"))
+    verified = verified_table(table)
+    if verified is None:  # an app from before there was one
+        return
+    if difference := core_difference(config, core_of_text(source, verified)):
+        raise HubError(
+            f"the Space could not load {model_id}: {difference}: run this in a checkout that has the right "
+            "nanogpt_hub/model.py, or name one as app folder"
+        )
 
 
 def configure(

@@ -19,7 +19,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from nanogpt_hub.checkpoint import CheckpointError, save_model, write_atomic
+from nanogpt_hub.checkpoint import CheckpointError, check_core, save_model, write_atomic
 from nanogpt_hub.families import OWN_TYPE, config_from_hf, empty_model, is_buffer, parameter_shapes
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, GPTConfig
@@ -46,17 +46,22 @@ class Imported:
     facts: RunFacts  # what the checkpoint knew of its training
 
 
-def import_checkpoint(checkpoint: str | Path, folder: str | Path, meta: str | Path | None = None) -> Imported:
+def import_checkpoint(
+    checkpoint: str | Path, folder: str | Path, meta: str | Path | None = None, *, any_core: bool = False
+) -> Imported:
     """Writes a new model folder, with its tokenizer and card, from nanoGPT's files.
 
-    meta: the meta.pkl beside the training data; None for a model of GPT-2's vocabulary. Raises CheckpointError where
-    the files are not nanoGPT's or the folder holds something already, OSError where one cannot be read or written.
+    meta: the meta.pkl beside the training data; None for a model of GPT-2's vocabulary. any_core: also where model.py
+    is edited, whose model the folder then becomes. Raises CheckpointError where the files are not nanoGPT's or the
+    folder holds something already, OSError where one cannot be read or written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} is there already: give the path of a new folder")
     content = read_checkpoint(checkpoint)
     try:
+        if not any_core:
+            check_core({})  # nanoGPT's weights are no edited model's
         model = build_model(content)
         tokenizer = build_gpt2(model.config) if meta is None else build_characters(model.config, read_meta(meta))
     except ValueError as error:

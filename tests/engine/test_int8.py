@@ -42,10 +42,11 @@ def rounded(x: torch.Tensor, levels: int) -> torch.Tensor:
     return (x / peak * levels).round() / levels * peak
 
 
-@pytest.mark.parametrize("levels", [127, 63])
+@pytest.mark.parametrize("fewer", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 64), (1, 1, 64), (2, 5, 64)])
-def test_layer_equals_rounding_by_hand(shape, bias, levels):
+def test_layer_equals_rounding_by_hand(shape, bias, fewer):
+    levels = 63 if fewer else exact_levels()  # more than these overflow on CPUs without VNNI
     torch.manual_seed(0)
     linear = nn.Linear(64, 48, bias=bias)
     with torch.no_grad():
@@ -59,7 +60,7 @@ def test_layer_equals_rounding_by_hand(shape, bias, levels):
 
 def test_a_token_does_not_depend_on_its_batch():
     torch.manual_seed(0)
-    layer, x = Int8Linear(nn.Linear(64, 48)), torch.randn(7, 64)
+    layer, x = Int8Linear(nn.Linear(64, 48), exact_levels()), torch.randn(7, 64)
     x[3] *= 1e4  # an outlier takes nothing from the others
     with torch.inference_mode():
         assert torch.equal(layer(x), torch.cat([layer(row) for row in x.split(1)]))

@@ -4,19 +4,18 @@ import math
 
 import pytest
 import torch
+from helpers import make_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_hub.engine import numba_sampler as choice
-from nanogpt_hub.engine import select as compiler
+from nanogpt_hub.model import KVCache
 from nanogpt_hub.sampling import Drawn, SamplingConfig, draw, draw_by_stages, usable_logits
 
 BEFORE_ONE = 1 - 2**-24  # the largest random number
 
 
 @pytest.fixture(autouse=True, params=[1, 3], ids=lambda n: f"{n}threads")
-def threads(request):
-    compiler.compiler.start().join()
+def threads(request, compiled):
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(1)
@@ -26,10 +25,22 @@ def random_logits(rows: int, V: int, seed: int = 0) -> torch.Tensor:
     return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
 
 
+def sampler_for(logits, samplers):
+    """As a decoder's `sampler`; the compiled one has to be there."""
+    from nanogpt_hub.engine.numba_sampler import SAMPLERS, choose
+
+    assert set(samplers) <= SAMPLERS
+    return choose
+
+
+def fast_draw(logits: torch.Tensor, vocab_size: int, config: SamplingConfig, uniform: torch.Tensor, n: int = 0) -> list:
+    return draw(logits, vocab_size, config, [[0]] * len(logits), uniform, n, sampler_for)
+
+
 def both(logits: torch.Tensor, uniform: torch.Tensor, config: SamplingConfig, vocab_size: int, n: int) -> None:
     """Compares the two ways."""
     n = min(n, vocab_size)
-    mine = draw(logits, vocab_size, config, [[0]] * len(logits), uniform, n)
+    mine = fast_draw(logits, vocab_size, config, uniform, n)
     exact = usable_logits(logits, vocab_size).double()
     probs = exact[:, :vocab_size].float().softmax(-1)
     distinct = probs.unique().numel() == probs.numel()
@@ -79,8 +90,8 @@ def test_same_choice_whatever_the_logits(data):
 def test_tokens_come_as_often_as_they_should(config):
     logits, n = random_logits(1, 12), 20_000
     uniform = torch.rand(n, 1, generator=torch.Generator().manual_seed(3))
-    drawn = draw(logits.expand(n, 12), 12, config, [[0]] * n, uniform)
-    expected = draw(logits, 12, config, [[0]], uniform[:1], alternatives=12)[0].alternatives
+    drawn = fast_draw(logits.expand(n, 12), 12, config, uniform)
+    expected = fast_draw(logits, 12, config, uniform[:1], 12)[0].alternatives
     for token in expected:
         assert sum(d.id == token.id for d in drawn) / n == pytest.approx(token.sampled_prob, abs=0.012)
 
@@ -88,7 +99,7 @@ def test_tokens_come_as_often_as_they_should(config):
 @pytest.mark.parametrize("uniform", [0.0, BEFORE_ONE])
 def test_what_was_cut_is_never_drawn(uniform):
     logits = torch.tensor([[-math.inf, 5.0, 1.0, 4.0, -math.inf, 0.0]])
-    (drawn,) = draw(logits, 6, SamplingConfig(top_k=2), [[0]], torch.tensor([[uniform]]))
+    (drawn,) = fast_draw(logits, 6, SamplingConfig(top_k=2), torch.tensor([[uniform]]))
     assert drawn.id == (3 if uniform else 1)
 
 
@@ -98,7 +109,7 @@ def test_nan_is_an_error(place, config):
     logits = random_logits(2, 64)
     logits[1, place] = math.nan
     with pytest.raises(ValueError, match="NaN"):
-        draw(logits, 64, config, [[0]] * 2, torch.rand(2, 1))
+        fast_draw(logits, 64, config, torch.rand(2, 1))
 
 
 def test_half_precision_and_rows_that_lie_apart():
@@ -106,7 +117,12 @@ def test_half_precision_and_rows_that_lie_apart():
     both(logits, torch.rand(8, 1), SamplingConfig(top_k=9), 65, n=2)
 
 
-def test_other_samplers_go_stage_by_stage(monkeypatch):
-    monkeypatch.setattr(choice, "choose", None)  # calling it would fail
+def test_other_samplers_are_not_its_business(compiled):
+    model = make_gpt()
+    decoder = compiled.NumbaDecoder(model, KVCache(model.config, 1))
+    logits = random_logits(1, 9)
+    assert decoder.sampler(logits, SamplingConfig().samplers())
     for config in (SamplingConfig(top_p=0.9), SamplingConfig(repetition_penalty=1.2)):
-        assert isinstance(draw(random_logits(1, 9), 9, config, [[0]], torch.rand(1, 1))[0], Drawn)
+        assert decoder.sampler(logits, config.samplers()) is None
+        drawn = draw(logits, 9, config, [[0]], torch.rand(1, 1), sampler_for=decoder.sampler)
+        assert isinstance(drawn[0], Drawn)

@@ -5,7 +5,7 @@ import torch
 from helpers import VARIANTS
 
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.engine.torch_decoder import Decoder
+from nanogpt_hub.engine.torch_decoder import TorchDecoder
 from nanogpt_hub.model import GPT, GPTConfig, KVCache
 
 SHAPE = dict(n_layer=3, n_head=4, n_embd=32, block_size=32, vocab_size=50)
@@ -26,7 +26,7 @@ def make(name: str, **overrides) -> GPT:
 def test_equals_the_core_in_pieces(name, overrides, rows):
     model = make(name, **overrides)
     caches = [KVCache(model.config, rows, dtype=torch.float64) for _ in range(2)]
-    decoder, idx = Decoder(model, caches[1]), torch.randint(50, (rows, 32))
+    decoder, idx = TorchDecoder(model, caches[1]), torch.randint(50, (rows, 32))
     for piece in idx.split([5, 1, 1, 4, 1, 20], dim=1):
         torch.testing.assert_close(decoder.hidden(piece), model.hidden(piece, caches[0]))
         assert caches[0].lengths == caches[1].lengths
@@ -42,7 +42,7 @@ def test_rows_of_different_length(name, overrides):
     for cache in caches:
         model.hidden(torch.randint(50, (9, 9), generator=torch.Generator().manual_seed(1)), cache)
         cache.lengths = [4, 9, 1, 2, 9, 8, 7, 6, 5]
-    decoder = Decoder(model, caches[1])
+    decoder = TorchDecoder(model, caches[1])
     for piece in idx.split(1, dim=1):
         expected, x = model.hidden(piece, caches[0]), decoder.hidden(piece)
         torch.testing.assert_close(x, expected)
@@ -54,7 +54,7 @@ def test_rows_of_different_length(name, overrides):
 def test_more_tokens_than_fit_are_refused():
     model = make("gpt2")
     cache = KVCache(model.config, 1, dtype=torch.float64)
-    decoder = Decoder(model, cache)
+    decoder = TorchDecoder(model, cache)
     decoder.hidden(torch.zeros(1, 32, dtype=torch.long))
     with pytest.raises(ValueError, match="33 tokens do not fit"):
         decoder.hidden(torch.zeros(1, 1, dtype=torch.long))
@@ -64,7 +64,7 @@ def test_more_tokens_than_fit_are_refused():
 def test_other_kinds_of_linear_layers():
     model = quantize_int8(make("gpt2").float())
     caches = [KVCache(model.config, 1) for _ in range(2)]
-    decoder, idx = Decoder(model, caches[1]), torch.randint(50, (1, 12))
+    decoder, idx = TorchDecoder(model, caches[1]), torch.randint(50, (1, 12))
     for piece in idx.split([8, 1, 3], dim=1):
         # What is rounded to 8 bits differs by a step here and there.
         torch.testing.assert_close(decoder.hidden(piece), model.hidden(piece, caches[0]), atol=0.05, rtol=0.05)

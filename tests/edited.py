@@ -1,0 +1,70 @@
+"""Copies of the package with an edited model.py: the edits are those that docs/change-the-architecture.md shows."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import ROOT
+
+PAGE = ROOT / "docs" / "change-the-architecture.md"
+FENCED = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def section_of(heading: str) -> str:
+    """The part of the page under a heading that begins so."""
+    parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return next(part for part in parts if part.startswith(heading))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [block for kind, block in FENCED.findall(text) if kind == language]
+
+
+def commands(text: str) -> list[str]:
+    return [line for block in blocks(text, "sh") for line in block.splitlines()]
+
+
+def apply(source: str, diff: str) -> str:
+    """`source` after a diff without line numbers, whose lines must be in it once."""
+    lines = diff.splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if line[0] in " -")
+    after = "".join(line[1:] for line in lines if line[0] in " +")
+    assert source.count(before) == 1, f"the page shows lines that model.py does not have:\n{before}"
+    return source.replace(before, after)
+
+
+def copy_package(folder: Path, heading: str = "") -> Path:
+    """A checkout in `folder` with the edit of a section of the page, or unedited."""
+    for name in ("nanogpt_hub", "train", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app.py", "requirements.txt"):
+        shutil.copyfile(ROOT / name, folder / name)
+    model = folder / "nanogpt_hub" / "model.py"
+    source = model.read_text(encoding="utf-8")
+    for diff in blocks(section_of(heading), "diff") if heading else ():
+        source = apply(source, diff)
+    model.write_text(source, encoding="utf-8")
+    return folder
+
+
+def python(checkout: Path, *args: str, status: int = 0) -> str:
+    """Runs Python in a checkout, with its package and not ours; returns what it prints, both streams."""
+    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "NANOGPT_HUB_ENGINE": "torch"}
+    done = subprocess.run(
+        [sys.executable, *args],
+        cwd=checkout,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=290,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":  # python tests/edited.py FOLDER HEADING
+    print(copy_package(Path(sys.argv[1]), sys.argv[2]))
