@@ -31,8 +31,9 @@ from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
 from train.config import make_parser, parse
 from train.hardware import DTYPES, choose_device, choose_precision, flops_per_token
+from train.loading import load_data, open_source_of
 from train.pretrain import start
-from train.run import load_data, make_accelerator, open_source_of
+from train.run import make_accelerator
 from train.trainer import Trainer
 
 ALPHABET = string.ascii_letters + string.digits + " .\n"  # 65 characters, as many as tinyshakespeare has

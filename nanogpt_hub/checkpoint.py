@@ -43,6 +43,7 @@ from nanogpt_hub.families import (
     state_from_hf,
     state_to_hf,
 )
+from nanogpt_hub.files import sync
 from nanogpt_hub.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer
@@ -106,11 +107,11 @@ def save_model(
     staging.mkdir(parents=True)
     try:
         for name, data in (("config.json", content), ("generation_config.json", generation)):
-            _write(staging / name, json.dumps(data, indent=2) + "\n")
+            (staging / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8", newline="\n")
         if tokenizer:
             tokenizer.save(staging, model_max_length=config.block_size)
         if core.changed:
-            _write(staging / CORE_FILE, core.source)
+            (staging / CORE_FILE).write_text(core.source, encoding="utf-8", newline="\n")
         _write_weights(staging, state_to_hf(config, state, content["model_type"]), dtype, head_copy(config))
         _publish(staging, folder)
     finally:
@@ -163,25 +164,6 @@ def default_generation_config(config: GPTConfig, tokenizer: Tokenizer | None) ->
     return result
 
 
-def write_atomic(path: str | Path, data: str | bytes) -> Path:
-    """Writes a whole file or none of it: a reader or a kill sees the old content or the new one. Text is UTF-8."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write(aside, data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def _write(path: Path, data: str | bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_weights(
     folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, copy: tuple[str, str] | None = None
 ) -> None:
@@ -197,29 +179,18 @@ def _publish(staging: Path, folder: Path) -> None:
     """Moves the finished files to where they belong, so that no moment shows half a file."""
     names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == WEIGHTS, name))
     for name in names:
-        _sync(staging / name)
+        sync(staging / name)
     if not folder.exists():
         os.rename(staging, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return
     for name in names:
         os.replace(staging / name, folder / name)
-    _sync(folder)
+    sync(folder)
     for path in folder.iterdir():
         replaced = path.name == INDEX or SHARD.fullmatch(path.name)  # by a model in one file
         if replaced or (path.name == CORE_FILE and CORE_FILE not in names):
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Puts a file, or a folder's list of names, on the disk. Windows knows no such thing for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # Loading -------------------------------------------------------------------------------------------------------------

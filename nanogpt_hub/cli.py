@@ -6,7 +6,8 @@ them. Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a w
 
 import argparse
 import dataclasses
-import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import math
@@ -34,6 +35,7 @@ from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.exporters.gguf import KINDS, export_gguf
 from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.hub.card import flatten
 from nanogpt_hub.hub.private import without_secrets
@@ -271,7 +273,7 @@ def info(args: argparse.Namespace) -> None:
     print("\nfiles")
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
-        digest = f"  sha256 {sha256_of(file)}" if file in weights else ""
+        digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
         print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
 
 
@@ -323,15 +325,11 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value))
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, as the Hub shows it."""
-    digest, size = hashlib.sha256(), path.stat().st_size
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False)
-    with open(path, "rb") as file, bar:
-        while block := file.read(2**22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+def shown_sha256(path: Path) -> str:
+    """The hash of a file, as the Hub shows it, with a bar where that takes its time."""
+    size = path.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False) as bar:
+        return sha256_of(path, bar.update)
 
 
 # ---- core ----
@@ -371,6 +369,25 @@ def field_of(text: str) -> tuple[str, object]:
 
 
 # ---- import ----
+
+
+def add_prepare(commands) -> None:
+    text = "Tokenises the text of a run ahead of it: CONFIG.yaml [--workers N] [--option value ...], as for training."
+    # Every word is the trainer's, options too: with a prefix that nobody types none of them is taken for ours.
+    parser = commands.add_parser("prepare", help=text, description=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """The library does not know the trainer; the command hands over to it where it is installed."""
+    if importlib.util.find_spec("train") is None or importlib.util.find_spec("train.prepare") is None:
+        raise ValueError(
+            "prepare belongs to the trainer, which is not installed here; run it in a checkout of nanogpt_hub"
+        )
+    status = importlib.import_module("train.prepare").main(args.arguments)
+    if status:
+        raise SystemExit(status)
 
 
 def add_import(commands) -> None:
@@ -573,7 +590,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        add_generate, add_eval, add_info, add_core, add_sizes, add_import, add_gguf, add_push, add_space,
+        add_generate, add_eval, add_info, add_core, add_sizes, add_prepare, add_import, add_gguf, add_push, add_space,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -17,9 +17,9 @@ from nanogpt_hub.checkpoint import (
     read_config,
     save_model,
     unwrap,
-    write_atomic,
 )
 from nanogpt_hub.families import expected_tensors
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import build_tokenizer
 

@@ -70,13 +70,24 @@ class DataConfig:
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
     tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, a folder or user/name
-    val_fraction: float = 0.1  # the last part of the token stream is kept for validation
+    val_fraction: float = 0.1  # the last part of the token stream is kept for validation, of up to 2**24 tokens
+    val_tokens: int = 2**20  # of a longer stream, its first tokens are: so many
     val_source: str = ""  # a source of its own for validation, instead of the last part
     val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part
     cache_dir: str = ""  # where token shards are kept; default ~/.cache/nanogpt_hub/tokens
+    encoding: str = "utf-8"  # of text files, by Python's name for it: utf-16, latin-1, cp1252, ...
+    max_bad_rows: int = 100  # rows that cannot be read are left out and counted, up to so many; 0: the first is fatal
+    mix: dict[str, float] = field(default_factory=dict)  # further sources to mix in, with weights; data.source has 1
+    duplicates: Literal["ignore", "count", "drop_exact", "drop"] = "ignore"  # what to do with repeated documents
+    workers: int = 1  # processes that tokenise a longer text beside the training
 
     def __post_init__(self):
         check(0 < self.val_fraction < 1, f"data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        check(self.val_tokens > 1, f"data.val_tokens is {self.val_tokens}; it must be at least 2")
+        check(self.max_bad_rows >= 0, f"data.max_bad_rows is {self.max_bad_rows}; it must not be negative")
+        check(all(weight > 0 for weight in self.mix.values()), "data.mix has a weight that is not above 0")
+        check(self.format == "text" or not self.mix, "data.mix is for data.format text; rows have one source")
+        check(self.workers >= 1, f"data.workers is {self.workers}; it must be at least 1")
 
 
 @comments_as_help
@@ -228,7 +239,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="must", default="auto", type=str,
         help="continue exactly where the run's folder stopped (an interrupted run is continued without it, too), or, "
-        "given user/name, where a run stopped that was pushed with --hub.push_state",
+        "given user/name, where a run stopped that was pushed with --hub.push_state; `previous` takes the save before "
+        "the last one",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start anew even if the run's folder holds a run")
     parser.add_class_arguments(TrainConfig)

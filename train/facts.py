@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import RunFacts
@@ -50,6 +51,38 @@ def hyperparameters(config: TrainConfig) -> dict:
     return {"max_steps": config.max_steps, "batch_size": config.batch_size, **dropout, "optim": mine, **lora}
 
 
+def settings_now(trainer) -> dict[str, Any]:
+    """What may differ when a run goes on, by dotted name: the hyper-parameters and what changes their meaning."""
+    config = trainer.config
+    settings = {**hyperparameters(config), "precision": trainer.precision, "eval.max_windows": config.eval.max_windows}
+    settings.setdefault("dropout", 0.0 if config.model.dropout is None else config.model.dropout)
+    return flat(settings)
+
+
+def changes_between(state: dict, now: dict[str, Any]) -> list[dict]:
+    """What is another setting from the state's step on: [{"step": 400, "name": .., "from": .., "to": ..}, ...]."""
+    was = state.get("settings")
+    if not isinstance(was, dict):  # a state of an earlier version does not tell
+        return []
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [{"step": state["step"], "name": n, "from": was.get(n), "to": now.get(n)} for n in names]
+
+
+def change_line(change: dict) -> str:
+    return f"from step {change['step']} on: {change['name']} {change['to']} (before: {change['from']})"
+
+
+def flat(nested: dict, prefix: str = "") -> dict:
+    """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}, with only what trackers and JSON hold."""
+    out = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            out.update(flat(value, f"{prefix}{key}."))
+        elif value is not None:
+            out[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return out
+
+
 def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
@@ -62,9 +95,11 @@ def progress_facts(trainer) -> RunFacts:
         "seconds": round(p.seconds, 1),
         "tokens_per_second": p.tokens / p.seconds if p.seconds else 0.0,
     }
+    if trainer.changes:
+        training["changes"] = trainer.changes
     facts: RunFacts = {
         "training": training,
-        "data": {"epochs": data.batches.epochs(p.step, trainer.config.batch_size)},
+        "data": data.progress(p.step, trainer.config.batch_size),
         "evaluation": {
             "step": p.evaluated_step,
             "val_loss": p.last_loss,

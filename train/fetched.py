@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from nanogpt_hub.checkpoint import write_atomic
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.plain_yaml import read_mapping
 from nanogpt_hub.hub.publish import STATE_BRANCH
 from nanogpt_hub.hub.resolve import resolve
@@ -40,17 +40,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_steps", "optim.schedule", "optim.warmup_steps", "optim.decay_steps", "optim.final_lr_fraction",
         "eval.interval", "eval.max_windows", "eval.patience",
     ),
-    "batch": ("seed", "batch_size", "data.format", "data.val_fraction", "data.tokenizer"),
+    "batch": (
+        "seed", "batch_size", "data.format", "data.val_fraction", "data.val_tokens", "data.tokenizer",
+        "data.max_bad_rows", "data.duplicates",
+    ),
     "source": (
         "data.source", "data.text_column", "data.prompt_column", "data.completion_column", "data.messages_column",
-        "data.config", "data.split", "data.revision", "data.val_source", "data.val_split",
+        "data.config", "data.split", "data.revision", "data.encoding", "data.val_source", "data.val_split", "data.mix",
     ),
     "destination": (
         "out_dir", "data.cache_dir", "trackers", "save.interval", "save.minutes",
         "hub.repo_id", "hub.private", "hub.minutes", "hub.push_steps", "hub.push_state", "hub.license", "hub.language",
         "hub.patience_minutes",
     ),
-    "machine": ("device", "precision", "compile", "activation_checkpointing", "micro_batch_size"),
+    "machine": ("device", "precision", "compile", "activation_checkpointing", "micro_batch_size", "data.workers"),
     "display": ("log_interval", "eval.prompt", "eval.sample_tokens", "eval.temperature", "eval.top_k"),
 }  # fmt: skip
 TAKEN = ("model", "optimizer", "schedule", "batch")

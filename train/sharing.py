@@ -32,6 +32,7 @@ class Sharing:
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
         self.refused = ""  # why the newest best model was not submitted
+        self.unsure = False  # whether a best model of an earlier sitting is on the Hub
 
     def best(self, model: torch.nn.Module, facts: RunFacts) -> None:
         """Takes note of a new best/ whose weights are the live model's; submits it unless the last one is recent."""
@@ -47,7 +48,12 @@ class Sharing:
 
     def _submit_best(self) -> None:
         self.pusher.submit(self.out / "best", facts=self.waiting)
-        self.waiting, self.submitted_at = None, time.monotonic()
+        self.waiting, self.submitted_at, self.unsure = None, time.monotonic(), False
+
+    def go_on(self) -> None:
+        """Takes note that best/ is of an earlier sitting, whose end may have kept it from the Hub: unless there is a
+        better one it is submitted at the end. What is there already is not sent again."""
+        self.unsure = True
 
     def step(self, step: int, model: torch.nn.Module, facts: RunFacts) -> None:
         """Submits last/, whose weights are the live model's, as a step to walk back to."""
@@ -60,7 +66,7 @@ class Sharing:
 
     def finish(self) -> list[str]:
         """Waits for what is on its way, and returns a sentence for each thing that did not arrive."""
-        if self.waiting is not None:
+        if self.waiting is not None or self.unsure:
             self._submit_best()
         self.say("waiting for the pushes to finish ...")
         left = self.pusher.close(timeout=60 * self.config.patience_minutes)

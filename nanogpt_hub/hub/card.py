@@ -17,9 +17,10 @@ from typing import Any, TypedDict
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core, write_atomic
+from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core
 from nanogpt_hub.core import CORE_FILE
 from nanogpt_hub.families import FAMILIES, empty_model
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
 from nanogpt_hub.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class TrainingFacts(TypedDict, total=False):
     commit: str  # of the code
     seed: int
     command: str  # that starts the same run
+    changes: list  # settings that were others before a step: {"step": .., "name": .., "from": .., "to": ..}
 
 
 class EvaluationFacts(TypedDict, total=False):
@@ -309,6 +311,7 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("steps", number(t.get("steps"))),
         ("tokens", number(t.get("tokens"))),
         ("optimizer", cell(t.get("optimizer"))),
+        ("changed while training", cell("; ".join(change_text(change) for change in t.get("changes", ())))),
         ("seed", t.get("seed")),
         ("precision", cell(t.get("precision"))),
         ("hardware", cell(t.get("hardware"))),
@@ -317,6 +320,10 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("versions", cell(versions)),
         ("commit of the code", cell(t.get("commit"))),
     ]
+
+
+def change_text(change: Mapping[str, Any]) -> str:
+    return f"{change.get('name')} was {change.get('from')} before step {change.get('step')}, {change.get('to')} after"
 
 
 def evaluation_section(facts: RunFacts) -> str:

@@ -175,6 +175,8 @@ def public_config(settings: Mapping[str, Any], facts: Mapping[str, Any] | None =
     if isinstance(kept.get("data"), Mapping):
         data = {name: value for name, value in kept["data"].items() if name != "cache_dir"}
         named = {name: data[name] for name in ("source", "val_source", "tokenizer") if isinstance(data.get(name), str)}
+        if isinstance(data.get("mix"), Mapping):
+            data["mix"] = {public_source(str(name), on_hub): weight for name, weight in data["mix"].items()}
         kept["data"] = data | {name: public_source(value, on_hub) for name, value in named.items()}
     if isinstance(kept.get("from"), str):
         kept["from"] = public_source(kept["from"], on_hub)

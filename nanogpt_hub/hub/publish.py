@@ -7,10 +7,8 @@ that got lost never leads to a second commit. `main` holds the best model; evalu
 `steps`, the training state is on the branch `training-state`.
 """
 
-import hashlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -24,6 +22,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
+from nanogpt_hub.files import git_hash_of, replacing, sha256_of
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
 from nanogpt_hub.hub.private import public_files, public_text
 from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
@@ -289,14 +288,7 @@ class Push:
 
 
 def both_hashes(file: Path | bytes) -> tuple[str, str]:
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest(), hashlib.sha1(b"blob %d\0" % len(file) + file).hexdigest()
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.stat().st_size)
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            sha256.update(block)
-            git.update(block)
-    return sha256.hexdigest(), git.hexdigest()
+    return sha256_of(file), git_hash_of(file)
 
 
 def set_tag(api: HfApi, repo_id: str, tag: str, sha: str) -> None:
@@ -405,8 +397,14 @@ def send_patiently(push: Push, api: HfApi, say: Say, backoff: float, tries: int 
 
 
 def state_files(run: str | Path) -> dict[str, Path]:
-    """All of a run's folder that continuing it needs, by path within the folder."""
-    return {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    """All of a run's folder that continuing it needs, by path within the folder; not the state before the last one."""
+    found = {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    if "state/previous.json" in found:
+        records = (read_json(found[f"state/{name}.json"]) for name in ("previous", "state"))
+        before, last = (set(record.get("files", {}).values()) for record in records)
+        for name in ("previous.json", *(before - last)):
+            found.pop(f"state/{name}", None)
+    return found
 
 
 def fetch_state(
@@ -424,12 +422,10 @@ def fetch_state(
     place = resolve(name, revision, token=token, files=STATE_FILES)
     if not (place.folder / "state").is_dir():
         raise HubError(f"{place} has no training state: it was not pushed with --hub.push_state")
-    staging = run.with_name(f".{run.name}.fetching")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(place.folder, staging)  # copies what the cache's links point to
-    if clean is not None:
-        clean(staging)
-    if run.is_dir():
-        run.rmdir()
-    os.replace(staging, run)
+    with replacing(run) as aside:
+        shutil.copytree(place.folder, aside)  # copies what the cache's links point to
+        if clean is not None:
+            clean(aside)
+        if run.is_dir():
+            run.rmdir()
     return place.sha

@@ -7,7 +7,6 @@ Only the files that a model is made of are fetched: their sizes are checked befo
 repo is executed, and its files stay in the Hub's cache. What goes wrong is one sentence (`HubError`).
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -37,6 +36,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
+from nanogpt_hub.files import git_hash_of, sha256_of
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
@@ -245,11 +245,7 @@ def check_bytes(path: Path, expected: str, repo_id: str) -> None:
 
     A file that differs is removed from the cache, so that the next try fetches it again.
     """
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if (sha256_of if len(expected) == 64 else git_hash_of)(path) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise DamagedError(f"{path.name} of {repo_id} arrived damaged: its hash is not the one on the Hub; try again")

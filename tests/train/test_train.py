@@ -202,7 +202,8 @@ def test_a_save_that_dies_at_any_rename_leaves_a_whole_state(tmp_path, monkeypat
     monkeypatch.undo()
     save_state(tmp_path, {"step": 3}, tensors(3), tensors(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "model-00000003.safetensors", "optimizer-00000003.safetensors", "state.json",
+        "model-00000001.safetensors", "model-00000003.safetensors", "optimizer-00000001.safetensors",
+        "optimizer-00000003.safetensors", "previous.json", "state.json",
     ]  # fmt: skip
 
 
