@@ -35,12 +35,15 @@ from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import ENGINES, engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
+from nanogpt_hub.exporters.gguf import KINDS, export_gguf
 from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
 from nanogpt_hub.hub.card import flatten
-from nanogpt_hub.hub.publish import push_to_hub
+from nanogpt_hub.hub.private import without_secrets
+from nanogpt_hub.hub.publish import push_state, push_to_hub
+from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import Resolved, resolve
 from nanogpt_hub.hub.space import create_space
 from nanogpt_hub.importers.nanogpt import import_checkpoint
@@ -306,10 +309,15 @@ def print_model(place: Resolved) -> GPTConfig:
 
 def training_facts(folder: Path) -> dict[str, object]:
     """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
-    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
-    facts = next((read_json(path) for path in places if path.is_file()), {})
+    facts = run_record(folder)
     known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
     return {name: value for name, value in flatten(known) if not name.startswith("training.hyperparameters")}
+
+
+def run_record(folder: Path) -> dict[str, object]:
+    """The run.json that came with a model or lies in the run around it; empty where there is none."""
+    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
+    return next((read_json(path) for path in places if path.is_file()), {})
 
 
 def print_rows(title: str, rows: dict[str, object]) -> None:
@@ -468,26 +476,84 @@ def import_nanogpt(args: argparse.Namespace) -> None:
     print(f"      nanogpt-hub push {found.folder} user/name")
 
 
+# ---- gguf ----
+
+
+def add_gguf(commands) -> None:
+    parser = add_command(commands, "gguf", gguf, "Writes a model as a GGUF file, for llama.cpp and its kin.")
+    add_path(parser)
+    parser.add_argument("out", metavar="OUT", help="the new file, such as mine.gguf")
+    parser.add_argument("--type", choices=KINDS, default="f32", help="of the matrices (default: f32)")
+
+
+def gguf(args: argparse.Namespace) -> None:
+    try:
+        path = export_gguf(resolve(args.path), args.out, args.type)
+    except ImportError as error:
+        raise ValueError("the package gguf is missing: run `pip install gguf`") from error
+    print(f"{path} ({size_text(path.stat().st_size)}, {args.type})")
+
+
 # ---- push ----
 
 
 def add_push(commands) -> None:
     parser = add_command(commands, "push", push, "Publishes a model folder on the Hub, with its card, in one commit.")
     add_path(parser)
-    parser.add_argument("repo_id", metavar="REPO", help="user/name; created if it is not there")
+    parser.add_argument("repo_id", metavar="REPO", help="user/name, or the address of its page; created if need be")
     parser.add_argument("--private", action="store_true", help="create it private")
-    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
+    parser.add_argument(
+        "--branch", "--revision", default="main", metavar="NAME", help="branch to push to (default: main)"
+    )
+    parser.add_argument("--tag", action="append", default=[], metavar="NAME", help="tag the commit; repeatable")
     parser.add_argument("--message", metavar="TEXT", help="of the commit (default: step and loss, where known)")
+    parser.add_argument("--license", default="", metavar="NAME", help="of the weights: mit, apache-2.0, cc-by-4.0, ...")
+    parser.add_argument("--description", default="", metavar="TEXT", help="words of yours, put above the card")
+    parser.add_argument("--create-pr", action="store_true", help="offer it to the repo's owner as a pull request")
+    parser.add_argument(
+        "--state", action="store_true", help="PATH is a run's folder: publish its training state, for --resume REPO"
+    )
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="read the token from this file (default: HF_TOKEN, or `hf auth login`)"
+    )
 
 
 def push(args: argparse.Namespace) -> None:
     if "@" in args.repo_id:
-        raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --revision")
+        raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --branch")
+    token = Path(args.token_file).expanduser().read_text(encoding="utf-8").strip() if args.token_file else None
+    common = dict(private=args.private, message=args.message, token=token, say=say)
+    if args.state:
+        done = push_state(args.path, args.repo_id, **common)
+        print(f"{done.url} ({done.branch}, commit {done.sha})")
+        say(f"to go on elsewhere: python -m train.pretrain --resume {done.repo_id} --data.source FILE")
+        return
     place = resolve(args.path)
-    done = push_to_hub(place, args.repo_id, private=args.private, message=args.message, branch=args.revision, say=say)
+    about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
+    if "license" not in about and not (about := ask_license(place.folder) | about).get("license"):
+        say("no license is given, so others may not use the model: add --license mit (or another)")
+    done = push_to_hub(
+        place,
+        args.repo_id,
+        branch=args.branch,
+        tags=tuple(args.tag),
+        about=about,
+        pull_request=args.create_pr,
+        **common,
+    )
     print(f"{done.url} ({done.branch}, commit {done.sha})")
-    at = "" if done.branch == "main" else f"@{done.branch}"
-    say(f"to try it: nanogpt-hub generate {done.repo_id}{at}")
+    if not args.create_pr:
+        say(f"to try it: nanogpt-hub generate {done.repo_id}{'' if done.branch == 'main' else f'@{done.branch}'}")
+
+
+def ask_license(folder: Path) -> dict[str, str]:
+    """The license that the folder's card or run tells, else what is typed where somebody sits at a terminal."""
+    card = folder / "README.md"
+    known = Readme.parse(card.read_text(encoding="utf-8")).data.get("license") if card.is_file() else None
+    known = known or run_record(folder).get("license")
+    if not known and sys.stdin.isatty():
+        known = input("license of the weights, such as mit or apache-2.0 (nothing for none): ").strip()
+    return {"license": known} if isinstance(known, str) and known else {}
 
 
 # ---- space ----
@@ -582,8 +648,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    first = (add_generate, add_eval, add_compare, add_audit, add_info, add_core)
-    for add in (*first, add_sizes, add_prepare, add_import, add_push, add_space):
+    for add in (
+        add_generate, add_eval, add_compare, add_audit, add_info, add_core, add_sizes, add_prepare, add_import,
+        add_gguf, add_push, add_space,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -603,6 +671,6 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"nanogpt-hub: {error}", file=sys.stderr)
+        print(f"nanogpt-hub: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     return 0

@@ -31,7 +31,9 @@ ROOMS = {
     "mixture": {"sources", "formats"},
     "duplicates": {"sources", "formats"},
     "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
-    "hub.readme": set(),
+    "hub.plain_yaml": set(),
+    "hub.readme": {"hub.plain_yaml"},
+    "exporters.*": {"model", "tokenizer", "checkpoint"},
     "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }

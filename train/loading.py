@@ -154,7 +154,9 @@ def first_part(
     """The corpus of a source as soon as it is complete, or known to be long and ready for the first steps."""
     corpus = Corpus(corpus_folder(source, tokenizer, cache_folder(config)), tokenizer)
     needed = max(SMALL_TOKENS + 1, config.data.val_tokens + FIRST_GROUP + 1)
-    with tqdm(total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, mininterval=1, delay=1) as bar:
+    with tqdm(
+        total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, mininterval=1, delay=1
+    ) as bar:
 
         def ready() -> bool:
             corpus.refresh()

@@ -25,12 +25,13 @@ class Sharing:
         self.config, self.out, self.say = config, out, say
         said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
         place = preflight(config.repo_id, private=config.private, facts=said)
-        say(f"hub: signed in as {place.user}; pushing to {place.url}")
+        say(f"hub: signed in as {place.user}; pushing to {place.url}; {place.who_reads}")
         if not config.license:
             say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")
         self.pusher = Pusher(place.repo_id, say=say)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
+        self.refused = ""  # why the newest best model was not submitted
         self.unsure = False  # whether a best model of an earlier sitting is on the Hub
 
     def best(self, model: torch.nn.Module, facts: RunFacts) -> None:
@@ -38,9 +39,10 @@ class Sharing:
         try:
             verify(self.out / "best", model)
         except (HubError, CheckpointError) as error:
+            self.refused = f"{(self.out / 'best').as_posix()} is not on the Hub: {error}"
             self.say(f"not pushed: {error}")
             return
-        self.waiting = facts
+        self.waiting, self.refused = facts, ""
         if time.monotonic() - self.submitted_at >= 60 * self.config.minutes:
             self._submit_best()
 
@@ -68,4 +70,4 @@ class Sharing:
             self._submit_best()
         self.say("waiting for the pushes to finish ...")
         left = self.pusher.close(timeout=60 * self.config.patience_minutes)
-        return [unpushed.sentence for unpushed in left]
+        return [*([self.refused] if self.refused else []), *(unpushed.sentence for unpushed in left)]
