@@ -44,11 +44,13 @@ from nanogpt_hub.hub.card import flatten
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
-from nanogpt_hub.hub.resolve import Resolved, resolve
+from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
 from nanogpt_hub.hub.space import create_space
+from nanogpt_hub.hub.static import create_static_space
 from nanogpt_hub.importers.nanogpt import import_checkpoint
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
+from nanogpt_hub.serve import PageServer
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.speculate import Speculator
 from nanogpt_hub.tokenizer import Tokenizer
@@ -560,9 +562,13 @@ def ask_license(folder: Path) -> dict[str, str]:
 
 
 def add_space(commands) -> None:
-    parser = add_command(commands, "space", space, "Creates or updates a Gradio Space that opens with a model.")
+    parser = add_command(commands, "space", space, "Creates or updates a Space that opens with a model.")
     parser.add_argument("space_id", metavar="SPACE", help="user/name of the Space")
     parser.add_argument("--model", required=True, metavar="REPO", help="user/name[@revision] of the model on the Hub")
+    parser.add_argument(
+        "--static", action="store_true",
+        help="a page in which the visitor's browser runs the model: free, for small models (default: a Gradio app)",
+    )  # fmt: skip
     parser.add_argument("--private", action="store_true", help="create it private")
     parser.add_argument(
         "--hardware", metavar="NAME", help="such as cpu-basic, t4-small (default: ZeroGPU for a new one)"
@@ -575,6 +581,13 @@ def add_space(commands) -> None:
 
 
 def space(args: argparse.Namespace) -> None:
+    if args.static:
+        no_server = {"--hardware": args.hardware, "--secret": args.secret, "--app-folder": args.app_folder}
+        if given := [flag for flag, value in no_server.items() if value]:
+            raise ValueError(f"{given[0]} is for a Space with a server; leave it out with --static")
+        done = create_static_space(args.space_id, args.model, private=args.private, say=say)
+        print(f"{done.url} (commit {done.sha})")
+        return
     done = create_space(
         args.space_id, args.model, private=args.private, hardware=args.hardware, app_folder=args.app_folder,
         secrets={name: secret_of(name) for name in args.secret}, say=say,
@@ -589,6 +602,29 @@ def secret_of(name: str) -> str:
     if not value:
         raise ValueError(f"there is no environment variable {name} to take the Space's secret from: set it first")
     return value
+
+
+# ---- web ----
+
+
+def add_web(commands) -> None:
+    parser = add_command(
+        commands,
+        "web",
+        web,
+        "Serves the page in which a browser runs a model: what a static Space shows, on this machine.",
+    )
+    parser.add_argument("path", metavar="PATH", nargs="?", help="model folder, or user/name on the Hub (default: none)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, metavar="INT", help="0 takes a free one (default: 8000)")
+
+
+def web(args: argparse.Namespace) -> None:
+    if args.path and not Path(args.path).is_dir():
+        split_name(args.path)  # a sentence now is better than an empty page
+    server = PageServer(args.path, args.host, args.port)
+    print(f"the page is at {server.url}; Ctrl-C stops it", flush=True)
+    server.run()
 
 
 # ---- sizes ----
@@ -650,7 +686,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         add_generate, add_eval, add_compare, add_audit, add_info, add_core, add_sizes, add_prepare, add_import,
-        add_gguf, add_push, add_space,
+        add_gguf, add_push, add_space, add_web,
     ):  # fmt: skip
         add(commands)
     return parser

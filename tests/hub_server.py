@@ -26,6 +26,7 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".png", ".pt")
 DATE = "2026-01-01T00:00:00.000Z"
+ANY_ORIGIN = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "X-Error-Code, X-Repo-Commit"}
 
 
 class Answer(Exception):
@@ -539,12 +540,16 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         try:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            for name, value in {**headers, **ANY_ORIGIN, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
         except OSError:  # the client went away while the server hung
             self.close_connection = True
+
+    def do_OPTIONS(self) -> None:
+        """What a browser asks before a page of another origin may send a token."""
+        self.send(204, {"Access-Control-Allow-Headers": "authorization"}, b"")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any

@@ -174,6 +174,7 @@ class HubConfig:
     repo_id: str = ""  # user/name to push to while training; empty for nowhere
     private: bool = False  # a repo that is made now is private
     minutes: float = 10.0  # at least so long between two pushes of the best model; the last one is always pushed
+    page: bool = False  # make a static Space of the same name, where a browser runs the model; the card links to it
     push_steps: bool = False  # keep each evaluated step as a tag step-000500, to walk through the training
     push_state: bool = False  # keep the training state on a branch, so that --resume user/name works anywhere
     license: str = ""  # of the weights, as the Hub spells it: mit, apache-2.0, ...

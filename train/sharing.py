@@ -15,6 +15,7 @@ from nanogpt_hub.hub.background import Pusher
 from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.hub.publish import preflight, verify
 from nanogpt_hub.hub.resolve import HubError
+from nanogpt_hub.hub.static import create_static_space
 from train.config import HubConfig
 
 
@@ -28,6 +29,11 @@ class Sharing:
         say(f"hub: signed in as {place.user}; pushing to {place.url}; {place.who_reads}")
         if not config.license:
             say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")
+        self.page: RunFacts = {}
+        if config.page:
+            page = create_static_space(place.repo_id, place.repo_id, private=config.private, say=say)
+            say(f"hub: the page in which a browser runs the model is {page.url}")
+            self.page = {"page": page.space_id}
         self.pusher = Pusher(place.repo_id, say=say)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
@@ -47,7 +53,7 @@ class Sharing:
             self._submit_best()
 
     def _submit_best(self) -> None:
-        self.pusher.submit(self.out / "best", facts=self.waiting)
+        self.pusher.submit(self.out / "best", facts={**self.waiting, **self.page})
         self.waiting, self.submitted_at, self.unsure = None, time.monotonic(), False
 
     def go_on(self) -> None:
@@ -57,7 +63,7 @@ class Sharing:
 
     def step(self, step: int, model: torch.nn.Module, facts: RunFacts) -> None:
         """Submits last/, whose weights are the live model's, as a step to walk back to."""
-        self.pusher.submit(self.out / "last", facts=facts, tag=f"step-{step:06d}", model=model)
+        self.pusher.submit(self.out / "last", facts={**facts, **self.page}, tag=f"step-{step:06d}", model=model)
 
     def state(self) -> None:
         """Submits the training state that was just saved."""

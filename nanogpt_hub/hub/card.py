@@ -107,6 +107,7 @@ class RunFacts(TypedDict, total=False):
     evaluation: EvaluationFacts
     sample: SampleFacts
     base_model: BaseFacts
+    page: str  # user/name of the static Space in which a browser runs the model
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -221,6 +222,7 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
     curve = "## Loss\n\n![Training and validation loss over the steps](training/loss.png)"
     sections = [
         f"# {one_line(title)}\n\n{summary(facts)}",
+        page_section(facts.get("page", "")),
         sample_section(facts.get("sample", {})),
         usage_section(facts, name, on_hub),
         curve if "training/loss.png" in along else "",
@@ -245,6 +247,17 @@ def summary(facts: RunFacts) -> str:
     if source.get("name"):
         text += f"{',' if base else ', trained'} on {source_link(source)}"
     return f"{text}. It looks back at most {config['block_size']:,} tokens. Made with `nanogpt_hub`."
+
+
+def page_section(space_id: str) -> str:
+    """A link to the page in which a browser runs the model, and what one sees there."""
+    if not space_id:
+        return ""
+    return (
+        f"**[Try it in your browser](https://huggingface.co/spaces/{space_id})**: the page runs the model on your own "
+        "processor. It colours each token by how unsure the model was; choose one to see what else could have come, "
+        "where each head looked and how the answer grew from layer to layer."
+    )
 
 
 def sample_section(sample: SampleFacts) -> str:
