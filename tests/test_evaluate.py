@@ -15,7 +15,8 @@ from nanogpt_hub.evaluate import evaluate, token_lengths, token_stream, windows
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train.data import EvalWindows, prepare
+from train.data import EvalWindows
+from train.shards import prepare
 
 TEXT = "Fair is foul, and foul is fair: hover through the fog and filthy air – çà et là.\n" * 5
 

@@ -53,7 +53,7 @@ class Sharing:
             self._submit_best()
 
     def _submit_best(self) -> None:
-        self.pusher.submit(self.out / "best", facts={**self.waiting, **self.page})
+        self.pusher.submit(self.out / "best", facts={**(self.waiting or {}), **self.page})
         self.waiting, self.submitted_at, self.unsure = None, time.monotonic(), False
 
     def go_on(self) -> None:
