@@ -163,7 +163,11 @@ def timed_evaluation(trainer: Trainer) -> float:
     if wanted and trainer.accelerator.is_main_process:
         few = min(wanted, SAMPLE_TOKENS)
         sampling = replace(trainer.sampling, max_new_tokens=few)
-        seconds += seconds_of(lambda: generate(gpt, trainer.tokenizer, trainer.prompt, sampling)) * wanted / few
+        seconds += (
+            seconds_of(lambda: generate(gpt, trainer.tokenizer, trainer.prompt, sampling, engine="torch"))
+            * wanted
+            / few
+        )
     return agreed(trainer, seconds)
 
 

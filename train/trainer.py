@@ -354,7 +354,8 @@ class Trainer:
                 self.sharing.step(self.progress.step, self.gpt, facts)
 
     def _write_sample(self) -> None:
-        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
+        # By PyTorch, so that a sample does not depend on when compiled code was ready: a resumed run writes the same.
+        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling, engine="torch").text
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / sample_name(self.progress.step)

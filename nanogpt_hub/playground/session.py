@@ -156,6 +156,7 @@ class Playground:
         model = self.models.load_int8(place) if int8 else loaded.model
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
+        engine = "auto" if engine == "numba" else engine  # which waits for no compiler: nor shall a visitor
         options = dict(alternatives=ALTERNATIVES, engine=engine)
         for token in stream_tokens(model, loaded.tokenizer, [ids], config, **options):
             new.append(token)
