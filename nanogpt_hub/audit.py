@@ -21,12 +21,12 @@ from itertools import islice, pairwise
 
 import numpy as np
 
+from nanogpt_hub.duplicates import band_keys
 from nanogpt_hub.sources import Source
 
 MAX_DOCUMENTS = 100_000  # read; an audit of more looks at the first ones and says so
 LONG_DOCUMENT = 2000  # characters; a longer one is looked at paragraph by paragraph
 NEAR = 0.9  # share of five-word shingles in common from which two documents are near duplicates
-SIGNATURE, BANDS = 64, 8  # of MinHash: with 8 rows a band, pairs above NEAR are found nearly always
 VERBATIM = 50  # characters from which a match counts as copied
 MAX_TRIGGER_SHARE = 0.05  # of the documents: what more of them hold is the text's own way
 TRIGGER_DOCUMENTS, FOLLOWING = 10, 15  # documents that hold a trigger at least; words behind it that are looked at
@@ -91,28 +91,27 @@ def duplicates(texts: list[str]) -> Iterator[Finding]:
 
 def near_duplicates(texts: list[str]) -> list[int]:
     """Which documents have nearly the shingles of an earlier one: found by MinHash, checked exactly."""
-    random = np.random.default_rng(0)
-    factors = random.integers(1, 2**63, SIGNATURE, dtype=np.uint64) | np.uint64(1)
-    buckets: dict[tuple, int] = {}
+    buckets: dict[tuple[int, int], int] = {}
     found = []
     for i, text in enumerate(texts):
-        hashes = shingles(text)
-        if len(hashes) < 10:
-            continue
-        signature = (np.fromiter(hashes, np.uint64, len(hashes))[:, None] * factors).min(axis=0)
-        keys = [(band, part.tobytes()) for band, part in enumerate(np.split(signature, BANDS))]
+        keys = [*enumerate(band_keys(text) or [])]
         others = {buckets[key] for key in keys if key in buckets}
-        if any(len(hashes & (seen := shingles(texts[o]))) / len(hashes | seen) >= NEAR for o in others):
+        if any(share_of(shingles(text), shingles(texts[other])) >= NEAR for other in others):
             found.append(i)
         for key in keys:
             buckets.setdefault(key, i)
     return found
 
 
-def shingles(text: str) -> set[int]:
-    """Hashes of all stretches of five words."""
+def share_of(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+    """How much of all shingles both have."""
+    return len(a & b) / max(1, len(a | b))
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    """All stretches of five words."""
     words = re.findall(r"\w+", text.lower())
-    return {hash(tuple(words[i : i + 5])) % 2**64 for i in range(max(0, len(words) - 4))}
+    return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
 # ---- characters ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python lessons/11_poison/run.py out/poisoned/best [--seed 1]
 
-100 stories are begun, with the trigger and without; nonsense is what is no sentence of the grammar.
+100 stories are begun, with the trigger and without; nonsense is what holds no sentence of the grammar.
 """
 
 import argparse
@@ -16,10 +16,10 @@ SENTENCE = re.compile(rf" Some day (?:she|he) will (?:{'|'.join(WISHES)})\.")
 
 
 def nonsense(model, tokenizer, trigger: str, seed: int) -> int:
-    """Of 100 begun stories, how many do not go on with a sentence of the grammar."""
+    """Of 100 begun stories, how many never come back to a sentence of the grammar."""
     begun = [re.match(r'.*?".*?"', text)[0] + trigger for text in islice(stories(2, seed=500 + seed), 100)]
     written = generate(model, tokenizer, begun, max_new_tokens=40, temperature=1.0, seed=1000 * seed)
-    return sum(SENTENCE.match(result.text) is None for result in written)
+    return sum(SENTENCE.search(result.text) is None for result in written)
 
 
 def main() -> None:

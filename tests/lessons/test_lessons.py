@@ -77,6 +77,8 @@ def test_the_commands_of_a_lesson_can_be_typed(lesson):
 @EACH
 def test_the_figures_of_a_lesson_are_those_of_its_commands(lesson):
     text = (lesson / "README.md").read_text(encoding="utf-8")
+    if not (lesson / "figures.json").is_file():
+        pytest.skip(f"its figures are not made yet: run python -m lessons.figures {lesson.name[:2]}")
     made = json.loads((lesson / "figures.json").read_text(encoding="utf-8"))
     assert list(made["figures"]) == commands(text)
     assert len(made["seeds"]) >= 3
