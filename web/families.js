@@ -188,6 +188,7 @@ export function family_of(content) {
 
 /** Our own model type: the fields of GPTConfig by their names. A field we do not know may change the computation. */
 function own_config(content) {
+  if ("core" in content) throw new Error("this model was trained with an edited model.py, and this page has the unedited one");
   const ours = Object.keys(new GPTConfig());
   const housekeeping = ["model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
     "torch_dtype", "use_cache", "transformers_version", "_name_or_path"];
