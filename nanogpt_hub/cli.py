@@ -40,7 +40,7 @@ from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
-from nanogpt_hub.hub.card import flatten
+from nanogpt_hub.hub.card import flatten, write_card
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
@@ -532,6 +532,8 @@ def push(args: argparse.Namespace) -> None:
         return
     place = resolve(args.path)
     about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
+    if args.description and not place.repo_id:  # kept in the folder too, or the next push would take it away
+        write_card(place.folder, {**run_record(place.folder), "description": args.description})
     if "license" not in about and not (about := ask_license(place.folder) | about).get("license"):
         say("no license is given, so others may not use the model: add --license mit (or another)")
     done = push_to_hub(

@@ -51,9 +51,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "destination": (
         "out_dir", "data.cache_dir", "trackers", "save.interval", "save.minutes",
         "hub.repo_id", "hub.private", "hub.minutes", "hub.push_steps", "hub.push_state", "hub.license", "hub.language",
-        "hub.patience_minutes",
+        "hub.patience_minutes", "hub.page",
     ),
-    "machine": ("device", "precision", "compile", "activation_checkpointing", "micro_batch_size", "data.workers"),
+    "machine": (
+        "device", "precision", "compile", "activation_checkpointing", "micro_batch_size", "data.workers", "fast_cpu",
+        "minutes",
+    ),
     "display": ("log_interval", "eval.prompt", "eval.sample_tokens", "eval.temperature", "eval.top_k"),
 }  # fmt: skip
 TAKEN = ("model", "optimizer", "schedule", "batch")

@@ -130,7 +130,7 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
     name = from_address(name)
     repo_id, _, inline = name.partition("@")
     try:
-        if len(Path(name).parts) > 2 or name.startswith((".", "~")):
+        if len(Path(repo_id).parts) > 2 or name.startswith((".", "~")):
             raise HFValidationError
         validate_repo_id(repo_id)
     except HFValidationError:
