@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-WAIT = 20_000  # milliseconds; a loaded machine is slow
+WAIT = 60_000  # milliseconds; a loaded machine is slow
 playwright.expect.set_options(timeout=WAIT)
 
 
