@@ -19,10 +19,14 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 BLOCK_BYTES = 2**20  # how much of a file is read at a time
+MAX_LINE_BYTES = 2**28  # of one line, which is held in memory
+MAX_UNPACKED = 250  # times its packed size that a file may have: text packs to a tenth, a bomb to a thousandth
+SMALL = 2**26  # bytes that any file may unpack to
 ROWS_AT_A_TIME = 256  # of a parquet file
 EXAMPLES = 3  # rows that could not be read are described up to this number
 UTF_8 = "utf-8"
@@ -84,11 +88,51 @@ UNPACKERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked. What goes wrong while it is read becomes a SourceError."""
+    unpack = UNPACKERS.get(path.suffix.lower())
     try:
-        with UNPACKERS.get(path.suffix.lower(), open)(path, "rb") as file:
-            yield file
+        with (unpack or open)(path, "rb") as file:
+            yield io.BufferedReader(_Unpacked(path, file), BLOCK_BYTES) if unpack else file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file's bytes, as many as an honest one holds."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.file = path, file
+        self.left = max(SMALL, MAX_UNPACKED * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        if self.left < 0:
+            raise SourceError(
+                f"{self.path} unpacks to more than {MAX_UNPACKED} times its size, as no text does; "
+                "unpack it yourself if you trust it, and give that file"
+            )
+        return len(data)
+
+
+def _parquet_batch(path: Path, metadata) -> int:
+    """How many rows of a parquet file are unfolded together. Raises SourceError for one that is mostly air.
+
+    A value is at most as long as its part of the file unpacked, but a short file may repeat a long one in every row.
+    """
+    groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    packed, unpacked = path.stat().st_size, sum(groups)
+    if unpacked > max(SMALL, MAX_UNPACKED * packed):
+        raise SourceError(
+            f"{path} unpacks to {unpacked:,} bytes, more than {MAX_UNPACKED} times its size, as no text does; "
+            "write it anew without compression if you trust it"
+        )
+    if unpacked < 20 * packed:
+        return ROWS_AT_A_TIME
+    return max(1, min(ROWS_AT_A_TIME, MAX_LINE_BYTES // max(1, *groups)))
 
 
 def suffix(path: Path) -> str:
@@ -182,12 +226,19 @@ def _lines(path: Path, encoding: str) -> Iterator[bytes | str]:
     """The file's lines, their ends untouched: bytes if they are to be UTF-8, so that each can be wrong by itself."""
     with opened(path) as file:
         if encoding == UTF_8:
-            yield from file
+            yield from _short_lines(path, file)
             return
         try:
             yield from io.TextIOWrapper(file, encoding, newline="")
         except UnicodeError as error:
             raise SourceError(f"{path} is not {encoding} text: {error}") from error
+
+
+def _short_lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise SourceError(f"{path}, line {number}, has more than {MAX_LINE_BYTES:,} bytes: cut it")
+        yield line
 
 
 def _line_text(path: Path, line: bytes | str, offset: int) -> str:
@@ -323,10 +374,11 @@ def _parquet_rows(path: Path, columns: list[str] | None) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            size = _parquet_batch(path, file.metadata)
             there = file.schema_arrow.names
             for column in columns or ():
                 cell(dict.fromkeys(there), column, str(path))  # says which columns there are
-            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
+            for batch in file.iter_batches(batch_size=size, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row

@@ -1,4 +1,4 @@
-"""Where text comes from: a file, a folder, a URL, a Hub dataset, or the Python standard library itself.
+"""Where text comes from: a file, a folder, a URL, a Hub dataset, the Python standard library, or a grammar of stories.
 
     source = open_source("my.txt")
     for text in source.documents():  # exact text, one document after the other; each call starts anew
@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
+from nanogpt_hub import stories
 from nanogpt_hub.files import replacing
 from nanogpt_hub.formats import (
     BLOCK_BYTES,
@@ -53,7 +54,7 @@ ReadChunks = Callable[[Reading], Chunks]  # one pass over the documents
 class Source:
     """Documents of text and what is known about them. Made by `open_source`."""
 
-    kind: str  # file | folder | url | python | hub | mix
+    kind: str  # file | folder | url | python | stories | hub | mix
     name: str  # for people: no private path, no credentials
     fingerprint: str  # sha256 hex; another one when the data has changed
     read: ReadChunks = field(repr=False)  # documents in chunks of any size
@@ -131,8 +132,9 @@ def open_source(
 
     source: a path to a file (.jsonl, .json, .parquet, .csv and .tsv hold rows with a `text_column`; anything else is
     one document of text; .gz, .bz2, .xz and .zst around them are opened), a folder of such files, an http(s) URL of a
-    file, "python" for the standard library of the running interpreter, or the name of a Hub dataset, for which
-    `config`, `split` and `revision` count. An existing path wins over the other readings.
+    file, "python" for the standard library of the running interpreter, "stories" for very short stories from a grammar
+    (see `parse_stories` for what may follow), or the name of a Hub dataset, for which `config`, `split` and `revision`
+    count. An existing path wins over the other readings.
     encoding: of files that are not UTF-8, by Python's name for it. max_bad_rows: rows that cannot be read are left out
     and counted, up to so many; but the first one has to be good.
     """
@@ -145,12 +147,14 @@ def open_source(
         found = _open_file(Path(source).expanduser(), form)
     elif source == "python":
         found = _open_python()
+    elif source.partition(":")[0] == "stories":
+        found = _open_stories(source)
     elif _may_be_hub_id(source):
         found = _open_hub(source, text_column, config, split, revision)
     else:
         raise SourceError(
-            f"there is no file or folder {source!r}; give an existing path, an http(s) URL, a Hub dataset (owner/name) "
-            'or "python"'
+            f"there is no file or folder {source!r}; give an existing path, an http(s) URL, a Hub dataset "
+            '(owner/name), "python" or "stories"'
         )
     if found.kind != "hub" and (config or revision or split != "train"):
         raise SourceError(
@@ -341,6 +345,52 @@ def _open_python() -> Source:
     readers = [partial(_read_text, path, Form()) for path in files]
     name = f"Python {version} standard library"
     return Source("python", name, fingerprint, partial(_chain, readers), facts, size)
+
+
+# ---- stories from a grammar ------------------------------------------------------------------------------------------
+
+STORIES = {"level": 4, "seed": 1, "size": 8_000_000}  # defaults; the size is in characters
+
+
+def parse_stories(source: str) -> dict[str, int]:
+    """ "stories:level=2,seed=7" as {"level": 2, "seed": 7, "size": 8_000_000}. Raises SourceError for anything else.
+
+    level: 1 to 4 (see stories.py); seed: which stream of stories; size: how many characters of it, ending with a whole
+    story.
+    """
+    settings = dict(STORIES)
+    for setting in filter(None, source.partition(":")[2].split(",")):
+        key, _, value = setting.partition("=")
+        if key.strip() not in STORIES or not re.fullmatch(r"[\d_]+", value.strip(), re.ASCII):
+            raise SourceError(
+                f"{source!r}: {setting!r} is not a setting of stories; write stories, or settings behind it as in "
+                f"stories:{','.join(f'{k}={v}' for k, v in STORIES.items())}"
+            )
+        settings[key.strip()] = int(value)
+    if settings["level"] not in stories.LEVELS or not settings["size"]:
+        raise SourceError(
+            f"{source!r}: level must be one of {', '.join(map(str, stories.LEVELS))}, and size at least 1"
+        )
+    return settings
+
+
+def _open_stories(source: str) -> Source:
+    """So many characters of the endless stream of a level and seed; its entropy is a fact."""
+    settings = parse_stories(source)
+    level, seed, size = (settings[key] for key in STORIES)
+    name = f"stories of level {level}" + (f", seed {seed}" if seed != STORIES["seed"] else "")
+    known = stories.entropy(level)
+    facts = {"level": level, "seed": seed, "characters": size, "license": "mit", "bits_per_document": known.bits}
+    fingerprint = _digest("stories", settings, next(stories.stories(level, seed)), known.bits, known.characters)
+    return Source("stories", name, fingerprint, partial(_read_stories, level, seed, size), facts)
+
+
+def _read_stories(level: int, seed: int, size: int, reading: Reading) -> Chunks:
+    for story in stories.stories(level, seed):
+        yield story, True
+        size -= len(story)
+        if size <= 0:
+            return
 
 
 # ---- the Hub ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ ROOMS = {
     "tokenizer": set(),
     "files": set(),
     "formats": set(),
-    "sources": {"files", "formats"},
+    "stories": set(),
+    "sources": {"files", "formats", "stories"},
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
@@ -29,8 +30,10 @@ ROOMS = {
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
     "mixture": {"sources", "formats"},
     "duplicates": {"sources", "formats"},
-    "evaluate": {"model", "tokenizer", "sources", "generate"},
-    "hub.readme": set(),
+    "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
+    "hub.plain_yaml": set(),
+    "hub.readme": {"hub.plain_yaml"},
+    "exporters.*": {"model", "tokenizer", "checkpoint"},
     "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
@@ -112,7 +115,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "formats", "sources"):
+    for room in ("tokenizer", "formats", "sources", "stories"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

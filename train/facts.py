@@ -10,11 +10,12 @@ from typing import Any
 
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import RunFacts
+from nanogpt_hub.hub.private import NOT_OTHERS, public_name
 from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
-from train.report import UNIGRAM
+from train.report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
@@ -22,7 +23,7 @@ LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: dict | None) -> RunFacts:
     """What is known before the first step and stays so."""
     facts: RunFacts = {
-        "data": {**data.facts, "tokenizer": public(config.data.tokenizer) or tokenizer.kind},
+        "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
         "training": {
             "hyperparameters": hyperparameters(config),
             "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
@@ -107,6 +108,8 @@ def progress_facts(trainer) -> RunFacts:
             "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
         },
     }
+    if FLOOR in data.baselines:
+        facts["evaluation"]["floor_loss"] = data.baselines[FLOOR]
     if "base_model" in trainer.facts:
         facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
@@ -123,20 +126,19 @@ def merged(first: dict, second: dict) -> dict:
     return both
 
 
-def public(text: str) -> str:
-    """A local path as its name alone: where somebody keeps files is nobody else's business."""
-    path = Path(text).expanduser()
-    return path.name if text and (path.is_absolute() or path.exists()) else text
-
-
 def command_line(prog: str, argv: list[str]) -> str:
-    """The command that starts the same run, without private paths."""
-    words = []
+    """The command that starts the same run: without private paths, and without what is the user's own."""
+    words, skip = [], False
     for word in argv:
         option, equals, value = word.partition("=")
-        words.append(
-            option + equals + public(value) if equals else word if word.startswith("configs") else public(word)
-        )
+        if word.startswith("--"):
+            skip = option.removeprefix("--").partition(".")[0] in NOT_OTHERS or option == "--data.cache_dir"
+        if skip:
+            continue
+        if word.startswith("--") and equals:
+            words.append(f"{option}={public_name(value)}")
+        else:
+            words.append(word if word.startswith("configs/") else public_name(word))
     return shlex.join(["python", "-m", prog, *words])
 
 

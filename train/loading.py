@@ -25,7 +25,7 @@ from train.data import (
     summary,
     unigram_loss,
 )
-from train.report import EVEN, UNIGRAM
+from train.report import EVEN, FLOOR, UNIGRAM
 from train.rows import RowSource, load_rows, open_rows_of
 from train.shards import Corpus, TokenRange, corpus_folder
 from train.tokenizing import SourceChoice, Tokenizing, wait_for
@@ -115,6 +115,7 @@ def load_text(
     else:
         train, val = corpus.split(d.val_fraction, block_size)
     windows = EvalWindows(val, block_size, config.eval.max_windows)
+    floor = known_floor(apart if d.val_source or d.val_split else corpus, d)
     if stream:
         batches = StreamBatches(corpus, first, block_size, config.seed)
         known = train.part(0, FIRST_GROUP)  # whatever is ready beyond it
@@ -126,12 +127,25 @@ def load_text(
         batches=batches,
         val=windows.read(),
         bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
-        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram_loss(known, val, vocab_size)},
+        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram_loss(known, val, vocab_size), **floor},
         facts={"source": corpus.manifest["source"], **facts, "val_tokens": len(val)},
         identity={"data": name, **identity},
         tokenizing=tokenizing,
     )
     return data, summary(corpus, train, val)
+
+
+def known_floor(corpus: Corpus, d: DataConfig) -> dict[str, float]:
+    """The entropy of a text in nats per token as a baseline, where its source knows it: no model can do better.
+
+    Documents are independent of each other, and each is one sequence of tokens that ends with end-of-text: so the
+    entropy of a document, times the documents per token in what is tokenised so far.
+    """
+    bits, end = corpus.manifest["source"].get("bits_per_document"), corpus.tokenizer.eot_id
+    if not bits or end is None or d.duplicates not in ("ignore", "count"):
+        return {}
+    counts = corpus.tokens().counts(corpus.tokenizer.vocab_size)
+    return {FLOOR: bits * math.log(2) * int(counts[end]) / int(counts.sum())}
 
 
 def first_part(
@@ -140,7 +154,9 @@ def first_part(
     """The corpus of a source as soon as it is complete, or known to be long and ready for the first steps."""
     corpus = Corpus(corpus_folder(source, tokenizer, cache_folder(config)), tokenizer)
     needed = max(SMALL_TOKENS + 1, config.data.val_tokens + FIRST_GROUP + 1)
-    with tqdm(total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, mininterval=1) as bar:
+    with tqdm(
+        total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet, mininterval=1, delay=1
+    ) as bar:
 
         def ready() -> bool:
             corpus.refresh()

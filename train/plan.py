@@ -51,7 +51,7 @@ def step_bytes(
     config: TrainConfig, shape: GPTConfig, trained: int, micro_batch_size: int, precision: str, device: str
 ) -> int:
     """An estimate of the memory of a step, without the weights that are not trained."""
-    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu"}
+    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu" and config.fast_cpu}
     return training_bytes(shape, trained, micro_batch_size, precision, **kept)
 
 

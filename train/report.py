@@ -9,6 +9,7 @@ from nanogpt_hub.files import replacing, sha256_of, sync, write_atomic
 
 METRICS = "metrics.jsonl"
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
+FLOOR = "entropy of the text, the best possible"  # where it is known
 
 
 class MetricsFile:

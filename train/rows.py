@@ -50,6 +50,7 @@ from train.data import ALL, Data, Order, unigram_loss
 from train.report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
+PARQUET_ROWS = 64  # unfolded together
 SHOWN = 200  # characters of the first row
 
 Encode = Callable[[list[tuple[str, dict]]], Iterable[Encoded]]  # rows, each with the words that say where it stands

@@ -16,22 +16,27 @@ from jsonargparse import ArgumentParser, Namespace
 from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.files import write_atomic
+from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
+from train.budget import fix_steps, keep_recorded_steps, with_steps
 from train.config import TrainConfig, parse
 from train.data import Data
 from train.facts import change_line, command_line, flat, lasting_facts
+from train.fetched import check_own, cleaner
 from train.folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
 from train.hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
 from train.loading import load_data, open_source_of
 from train.plan import check_disk, memory_line
-from train.report import METRICS, baseline_lines, describe_loss, size_warning
+from train.report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
 from train.sharing import Sharing
 from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
 from train.tokenizing import wait_for
 from train.trainer import Trainer
+
+NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
 
 
 class Start(NamedTuple):
@@ -46,10 +51,11 @@ MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 
 def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
-    """The whole command: returns its exit status, with a sentence on standard error where it is not 0.
+    """The whole command: returns its exit status, with a sentence where it is not 0.
 
     0: done, or asked to stop (SIGINT, SIGTERM, SIGHUP) and saved; 1: the run could not go on; 2: it was not begun,
-    because of a setting or of what lies in its folder; 130: stopped at once, by a second signal or before training.
+    because of a setting or of what lies in its folder; 3: trained and saved, but something is not on the Hub; 130:
+    stopped at once, by a second signal or before training.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -77,23 +83,31 @@ def fail(sentence: str, status: int, alone: bool = False) -> int:
     alone: it is this process's trouble, which the others do not have.
     """
     if alone or os.environ.get("RANK", "0") == "0":
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {without_secrets(sentence)}", file=sys.stderr)
     return status
 
 
 def fetch_run(
     config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
 ) -> tuple[TrainConfig, Namespace]:
-    """Brings a run from the Hub into out_dir; without a CONFIG its own counts, below the given flags."""
+    """Brings a run from the Hub into out_dir; without a CONFIG what its own may decide counts, below the given flags.
+
+    Raises ValueError, with the command to give, where the user has not said what the run shall read.
+    """
     named = parsed.out_dir or parsed.config
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
+    if not parsed.config:
+        check_own(parsed.resume, out, parser, argv)
     if read_facts(out / "state") is None:
         print(f"fetching the training state of {parsed.resume} into {out}")
-        fetch_state(parsed.resume, out)
+        fetch_state(parsed.resume, out, clean=cleaner(out))
         seal_fetched(out / "state")
     if parsed.config:
         return config, parsed
-    return parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    if not config.hub.repo_id:
+        print("hub: nothing is pushed; say --hub.repo_id you/name to share what comes of it")
+    return config, parsed
 
 
 def run(
@@ -106,8 +120,13 @@ def run(
 ) -> int:
     """Prepares everything, trains, and says what came of it."""
     out, processes = Path(config.out_dir), PartialState()
+    given, config = config, keep_recorded_steps(config, parsed)
+    argv = argv if config is given else with_steps(argv, config.max_steps)
     state = find_state(out, parsed, parser)
-    say = processes.print
+
+    def say(line: str) -> None:
+        processes.print(without_secrets(line))
+
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
     gpt, tokenizer, base = make_start(config, parsed, source)
@@ -118,14 +137,18 @@ def run(
         trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
         if state is not None:
             trainer.resume(state)
-        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
+        if config.minutes:
+            wait_for(lambda: data.batches.ready(0, config.batch_size), data.tokenizing)
+            lines = [*lines, fix_steps(trainer, parsed)]
+        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(trainer.config, trainer)):
             say(line)
         for line in resume_lines(trainer, state):
             say(line)
         closing = [*(train(trainer, parsed, parser, lock, state) if not trainer.finished else finished_lines(trainer))]
-    for line in (*closing, *(sharing.finish() if sharing else [])):
+    left = sharing.finish() if sharing else []
+    for line in (*closing, *left):
         say(line)
-    return 0
+    return NOT_SHARED if left else 0
 
 
 def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: RunLock, state: dict | None) -> list[str]:
@@ -309,9 +332,11 @@ def closing_lines(trainer: Trainer) -> list[str]:
         return [f"{why}. {best} holds the model as it was before the first step"]
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
     prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
+    floor = trainer.data.baselines.get(FLOOR)
+    above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
-        f"({p.best_loss - p.first_loss:+.4f})",
+        f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
         f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
     ]

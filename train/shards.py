@@ -35,7 +35,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from nanogpt_hub.checkpoint import write_atomic
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.sources import Reading, Source, cache_root
 from nanogpt_hub.tokenizer import Tokenizer
 from train.children import end_with_parent

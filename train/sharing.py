@@ -15,6 +15,7 @@ from nanogpt_hub.hub.background import Pusher
 from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.hub.publish import preflight, verify
 from nanogpt_hub.hub.resolve import HubError
+from nanogpt_hub.hub.static import create_static_space
 from train.config import HubConfig
 
 
@@ -25,12 +26,18 @@ class Sharing:
         self.config, self.out, self.say = config, out, say
         said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
         place = preflight(config.repo_id, private=config.private, facts=said)
-        say(f"hub: signed in as {place.user}; pushing to {place.url}")
+        say(f"hub: signed in as {place.user}; pushing to {place.url}; {place.who_reads}")
         if not config.license:
             say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")
+        self.page: RunFacts = {}
+        if config.page:
+            page = create_static_space(place.repo_id, place.repo_id, private=config.private, say=say)
+            say(f"hub: the page in which a browser runs the model is {page.url}")
+            self.page = {"page": page.space_id}
         self.pusher = Pusher(place.repo_id, say=say)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
+        self.refused = ""  # why the newest best model was not submitted
         self.unsure = False  # whether a best model of an earlier sitting is on the Hub
 
     def best(self, model: torch.nn.Module, facts: RunFacts) -> None:
@@ -38,14 +45,15 @@ class Sharing:
         try:
             verify(self.out / "best", model)
         except (HubError, CheckpointError) as error:
+            self.refused = f"{(self.out / 'best').as_posix()} is not on the Hub: {error}"
             self.say(f"not pushed: {error}")
             return
-        self.waiting = facts
+        self.waiting, self.refused = facts, ""
         if time.monotonic() - self.submitted_at >= 60 * self.config.minutes:
             self._submit_best()
 
     def _submit_best(self) -> None:
-        self.pusher.submit(self.out / "best", facts=self.waiting)
+        self.pusher.submit(self.out / "best", facts={**(self.waiting or {}), **self.page})
         self.waiting, self.submitted_at, self.unsure = None, time.monotonic(), False
 
     def go_on(self) -> None:
@@ -55,7 +63,7 @@ class Sharing:
 
     def step(self, step: int, model: torch.nn.Module, facts: RunFacts) -> None:
         """Submits last/, whose weights are the live model's, as a step to walk back to."""
-        self.pusher.submit(self.out / "last", facts=facts, tag=f"step-{step:06d}", model=model)
+        self.pusher.submit(self.out / "last", facts={**facts, **self.page}, tag=f"step-{step:06d}", model=model)
 
     def state(self) -> None:
         """Submits the training state that was just saved."""
@@ -68,4 +76,4 @@ class Sharing:
             self._submit_best()
         self.say("waiting for the pushes to finish ...")
         left = self.pusher.close(timeout=60 * self.config.patience_minutes)
-        return [unpushed.sentence for unpushed in left]
+        return [*([self.refused] if self.refused else []), *(unpushed.sentence for unpushed in left)]

@@ -52,7 +52,7 @@ from train.lora import without_adapters
 from train.loss import count_targets, recompute_blocks, summed_loss
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from train.plan import bytes_needed, micro_batch_size, save_bytes
-from train.report import METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
+from train.report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
 from train.sharing import Sharing
 from train.state import COUNTERS, StateError, load_tensors, save_state
 from train.tokenizing import wait_for
@@ -156,7 +156,7 @@ class Trainer:
         self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
         self.save_bytes = save_bytes(gpt, optimizer)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and config.fast_cpu:
             use_short_attention(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
@@ -354,7 +354,8 @@ class Trainer:
                 self.sharing.step(self.progress.step, self.gpt, facts)
 
     def _write_sample(self) -> None:
-        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
+        # By PyTorch, so that a sample does not depend on when compiled code was ready: a resumed run writes the same.
+        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling, engine="torch").text
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / sample_name(self.progress.step)
@@ -380,6 +381,8 @@ class Trainer:
     def _eval_line(self, row: dict) -> str:
         quality = describe_loss(row["val_loss"], self.data.bytes_per_token)
         line = f"step {row['step']:>6}  val loss {row['val_loss']:.4f} ({quality})"
+        if FLOOR in self.data.baselines:
+            line += f"  {row['val_loss'] - self.data.baselines[FLOOR]:.4f} above the entropy of the text"
         if "train_loss" in row:
             gap = row["val_loss"] - row["train_loss"]
             line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}"

@@ -11,7 +11,7 @@ import gradio as gr
 
 from nanogpt_hub.playground.links import FIELDS
 from nanogpt_hub.playground.models import ModelStore
-from nanogpt_hub.playground.session import Playground, user_message
+from nanogpt_hub.playground.session import Playground, toast, user_message
 from nanogpt_hub.sampling import SAMPLERS, Sampler, SamplingConfig
 
 STATIC = Path(__file__).parent / "static"
@@ -43,11 +43,6 @@ def with_user_errors(models: ModelStore, function: Callable) -> Callable:
             raise sentence(error) from error
 
     return stream if inspect.isgeneratorfunction(function) else call
-
-
-def toast(text: str) -> str:
-    """A message for a toast, which draws HTML: what it quotes stays text."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def view(name: str, **options: Any) -> gr.HTML:

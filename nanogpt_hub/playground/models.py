@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from torch import nn
 
-from nanogpt_hub.checkpoint import load_model, weight_files
+from nanogpt_hub.checkpoint import CheckpointError, load_model, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain, resolve, split_name
 from nanogpt_hub.model import GPT
@@ -297,7 +297,10 @@ class ModelStore:
         return self.cache.get((place.folder, place.sha, newest, device), n_bytes, lambda: self._load(place, device))
 
     def _load(self, place: Resolved, device: str) -> Loaded:
-        model, tokenizer = load_model(place.folder, device)
+        try:
+            model, tokenizer = load_model(place.folder, device)
+        except CheckpointError as error:  # by the model's name: where it is cached is nobody's business
+            raise CheckpointError(f"cannot load {self.name_of(place)}: {error.__cause__ or error}") from error
         if tokenizer is None:
             raise LimitError(f"{place} has no tokenizer.json, so no text can be given to it here")
         n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -9,8 +9,8 @@ page needs (`view`), so that one process serves many visitors and tests need no 
 """
 
 import filecmp
+import html
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from huggingface_hub.errors import GatedRepoError
 from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import WEIGHTS
 from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
+from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.facts import run_facts
@@ -35,7 +36,6 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 SMALL_MODEL = 30_000_000  # parameters; below, a lent GPU takes longer to come than the CPU to answer
-PATH = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:)?(?:[\\/][\w.@ -]+)+[\\/]([\w.@-]+)")  # an absolute one; its name stays
 MOST_RUNS = 6  # that are drawn over each other
 TOKENIZER = "tokenizer.json"
 WHOLE = ("max_new_tokens", "seed", *(each.name for each in SAMPLERS.values() if each.kind is int))  # whole numbers
@@ -156,6 +156,7 @@ class Playground:
         model = self.models.load_int8(place) if int8 else loaded.model
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
+        engine = "auto" if engine == "numba" else engine  # which waits for no compiler: nor shall a visitor
         options = dict(alternatives=ALTERNATIVES, engine=engine)
         for token in stream_tokens(model, loaded.tokenizer, [ids], config, **options):
             new.append(token)
@@ -389,7 +390,10 @@ def same_bytes(one: Path, other: Path) -> bool:
 
 
 def user_message(error: BaseException, models: ModelStore) -> str:
-    """One sentence for the visitor. None of what this machine alone should know is in it, folders included."""
+    """One sentence for the visitor: plain text, and without what this machine alone should know, folders included.
+
+    A page that shows it as HTML, as toasts are, passes it through `toast`.
+    """
     kinds = list(chain(error))
     if models.on_space and any(isinstance(e, GatedRepoError) for e in kinds):
         return "this model is gated: ask for access on its page on the Hub, then sign in above"
@@ -398,5 +402,12 @@ def user_message(error: BaseException, models: ModelStore) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "there is not enough memory for this: try a smaller model or a shorter text"
     if isinstance(error, HubError | ValueError):
-        return str(error) if models.any_folder else PATH.sub(r"\1", str(error))
+        return without_secrets(str(error)) if models.any_folder else public_text(str(error))
     return f"something went wrong here ({type(error).__name__}); what you had is still there"
+
+
+def toast(text: object) -> str:
+    """A message as a page may show it in a toast, which reads HTML: what a visitor, a link or a model wrote in it stays
+    text. Cut to 500 characters."""
+    line = " ".join(str(text).split())
+    return html.escape(line if len(line) <= 500 else f"{line[:499]}…")

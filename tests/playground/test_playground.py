@@ -19,7 +19,7 @@ from nanogpt_hub.playground import facts
 from nanogpt_hub.playground.continuation import Tree
 from nanogpt_hub.playground.links import link, pack, read_link, snippet, unpack
 from nanogpt_hub.playground.models import LimitError, Limits, ModelCache, ModelStore, from_address
-from nanogpt_hub.playground.session import Playground, user_message, whole_words
+from nanogpt_hub.playground.session import Playground, toast, user_message, whole_words
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     MOST_STEPS,
@@ -672,3 +672,22 @@ def test_the_tiny_model_learns(tmp_path):
 def test_unknown_errors_tell_nothing(playground, error):
     assert "secret" not in user_message(error, playground.models)
     assert "hf_" not in user_message(error, playground.models)
+
+
+def test_a_toast_shows_what_was_written_and_nothing_runs():
+    shown = toast(ValueError(f"{HOSTILE} is neither a folder here nor a name on the Hub"))
+    assert "<" not in shown
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown
+    assert len(toast("x" * 9999)) == 500
+
+
+def test_a_visitor_hears_of_no_folder(tmp_path):
+    folder = make_model(tmp_path / "cache" / "snapshots" / "abc")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-9])
+    playground = Playground(str(folder))
+    with pytest.raises(CheckpointError) as caught:
+        playground.models.load(playground.models.find())
+    said = user_message(caught.value, playground.models)
+    assert "fetch or save it again" in said
+    assert str(tmp_path) not in said

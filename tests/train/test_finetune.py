@@ -192,8 +192,8 @@ def test_a_shared_run_with_adapters_goes_on_elsewhere_bit_for_bit(base, pairs, t
     assert tune("alice/base", pairs, tmp_path / "here", *flags, *share) == 0
     tuned, _ = from_pretrained("alice/tuned")
     assert {*tuned.state_dict()} == {*load_model(base)[0].state_dict()}
-    resume = ["--resume", "alice/tuned", "--max_steps", "6", "--out_dir", str(tmp_path / "there"), "--hub.repo_id", ""]
-    assert finetune.main(resume) == 0
+    resume = ["--resume", "alice/tuned", "--max_steps", "6", "--out_dir", str(tmp_path / "there")]
+    assert finetune.main([*resume, "--from", "alice/base", "--data.source", str(pairs)]) == 0
     assert tune("alice/base", pairs, tmp_path / "here", *flags, "--max_steps", "6") == 0
     here, there = (tmp_path / name / "last" / "model.safetensors" for name in ("here", "there"))
     assert here.read_bytes() == there.read_bytes()

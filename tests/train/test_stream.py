@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,6 +314,39 @@ def test_a_process_that_is_killed_over_and_over_is_given_up(beside, rows, tmp_pa
 def test_waiting_ends_when_it_is_asked_to():
     assert wait_for(lambda: True, [])
     assert not wait_for(lambda: False, [], stop=lambda: True)
+
+
+TWO_PROCESSES = """
+from accelerate import PartialState
+from train.tokenizing import wait_for
+
+class Broken:
+    def check(self):
+        raise ValueError("broken row")
+
+rank, asked = PartialState(cpu=True).process_index, 0
+def slow():  # the two are not ready at the same time
+    global asked
+    asked += 1
+    return asked > 3 + 3 * rank
+assert wait_for(slow, []) and asked == 7
+assert not wait_for(lambda: False, [], stop=lambda: rank == 1)
+try:
+    wait_for(lambda: False, [Broken()] if rank == 0 else [])
+except ValueError as error:
+    assert ("broken row" if rank == 0 else "another process of this run says why") in str(error)
+else:
+    raise AssertionError("nobody was told")
+"""
+
+
+def test_processes_wait_stop_and_fail_together(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "127.0.0.1:0", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
