@@ -23,7 +23,7 @@
     const text = viewOf(data.text);
     text?.state && text.mark(data.n);
     if (data.first) {
-      const title = make("h3", "panel-title", "", make("code", "chosen", visible(data.name)), " is the first token");
+      const title = make("h2", "panel-title", "", make("code", "chosen", visible(data.name)), " is the first token");
       return root.replaceChildren(title, make("p", "hint", "Nothing stands before it, so the model did not predict it. Choose a later one."));
     }
     const parts = [heading(data), bars(root, data), attention(root, data, text), path(data)];
@@ -37,7 +37,7 @@
   };
 
   const heading = (data) => {
-    const title = make("h3", "panel-title");
+    const title = make("h2", "panel-title");
     if (data.id === null) {
       title.append("What comes next?");
       return make("div", "", null, title);
@@ -55,7 +55,7 @@
     const shown = data.shown.slice(0, BARS);
     const own = data.shown.find(([id]) => id === data.id);
     if (own && !shown.includes(own)) shown.push(own);
-    const section = make("section", "", null, make("h4", "", "What could come here"));
+    const section = make("section", "", null, make("h3", "", "What could come here"));
     const list = make("div", "choices"), note = make("p", "hint");
     list.setAttribute("role", "group");
     list.setAttribute("aria-label", "tokens that could come here");
@@ -117,7 +117,7 @@
       weights.forEach((weight, n) => (sum[n % T] += weight / 255 / (L * H)));
       return Array.from(sum);
     };
-    const section = make("section", "", null, make("h4", "", "Where it looks"));
+    const section = make("section", "", null, make("h3", "", "Where it looks"));
     const grid = make("div", "atts"), note = make("p", "hint", "Each square is a head, each row a layer; darker looks at fewer tokens. Point at one, and the tokens it looks at light up in the text.");
     grid.style.gridTemplateColumns = `repeat(${H}, minmax(0, 26px))`;
     grid.setAttribute("role", "group");
@@ -156,7 +156,7 @@
   // ---- from the embedding to the answer ----
 
   const path = (data) => {
-    const section = make("section", "", null, make("h4", "", "From the embedding to the answer"));
+    const section = make("section", "", null, make("h3", "", "From the embedding to the answer"));
     const answer = data.id === null ? data.depths[data.depths.length - 1].top[0][0] : data.name;
     const grid = make("div", "path"), rows = data.depths.length, line = svg("svg", { viewBox: `0 0 100 ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     const points = data.depths.map((depth, n) => `${(100 * depth.p).toFixed(2)},${n + 0.5}`).join(" ");

@@ -51,7 +51,7 @@
     const last = n === STEPS.length - 1;
     const next = button(last ? "Done" : "Next", "play", () => (last ? close() : show(n + 1)));
     open(
-      make("p", "tour-count", `${n + 1} of ${STEPS.length}`), make("h3", "", title), make("p", "", text),
+      make("p", "tour-count", `${n + 1} of ${STEPS.length}`), make("h2", "", title), make("p", "", text),
       make("div", "tour-buttons", null, next, ...(n ? [button("Back", "plain", () => show(n - 1))] : []), button("Skip", "plain", close)),
     );
     next.focus({ preventScroll: true });
