@@ -190,7 +190,9 @@ def printed_commands() -> list[str]:
     """Each `nanogpt-hub ...` that a string of the code or the README holds, with words in place of values."""
     found = []
     for path in [*(ROOT / "nanogpt_hub").rglob("*.py"), *(ROOT / "train").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in (node for node in nodes if id(node) not in pieces):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node] if isinstance(node, ast.Constant) else []
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "VALUE" for part in parts)
             found += re.findall(r"nanogpt-hub ([a-z]+ [^`\n;]*)", text)
