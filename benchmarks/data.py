@@ -1,24 +1,44 @@
 """Preparing text and reading batches: is either ever what a run waits for?
 
     python -m benchmarks.data [--tokenizer bpe:1024] [--megabytes 64] [--rounds 3] [--large 2000]
+    python -m benchmarks.data --stream 5000 [--tokenizer gpt2]
+    python -m benchmarks.data --kills 20 [--megabytes 64] [--tokenizer gpt2]
 
 prepare  a text file becomes token shards on disk, against tiktoken alone on the same text in memory, on one core; both
          with the same vocabulary. The text is Python's own standard library, again and again.
 memory   the most that a process has in memory when it prepares that file, and when one of --large megabytes.
 batches  how many tokens a second are read from the shards, and how many the smallest model here trains on.
+stream   instead of these: a text of so many megabytes that nobody has tokenised yet. How long until a run on it has
+         done its first step, the most memory that the run and the process beside it have, and how long the preparation
+         takes to its end with one worker and with two.
+kills    instead of these: a run that tokenises beside the training is killed with SIGKILL so many times, at random
+         moments, the trainer, the tokenising process or both; then it is let to its end. Its shards and its weights are
+         compared with those of a run that was left alone.
 """
 
 import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from benchmarks.common import alternate, in_fresh_process, process_peak, ratio, report
 from benchmarks.train_step import SHAPES, our_steps
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train.data import Batches, prepare
+from train.data import Batches
+from train.shards import prepare
 
 MB = 10**6
 
@@ -68,12 +88,137 @@ def reading(path: Path, tokenizer, folder: Path, rounds: int) -> list[dict]:
     return [{"batches": shape.name, "read, tokens/s": read, "trained on, tokens/s": used, "ratio": read / used}]
 
 
+TINY = (
+    "--model.preset nanogpt --model.n_layer 1 --model.n_head 1 --model.n_embd 16 --model.block_size 64 --device cpu "
+    "--batch_size 64 --eval.interval 1000000 --eval.max_windows 20 --eval.sample_tokens 0 --log_interval 1 "
+    "--save.interval 50"
+).split()
+
+
+class Run:
+    """A training run in a process of its own, on a model so small that the data is what counts."""
+
+    def __init__(self, text: Path, tokenizer: str, folder: Path, steps: int):
+        self.out, self.peaks = folder / "run", {"trainer": 0, "tokenizing": 0}
+        env = {**os.environ, "NANOGPT_HUB_CACHE": str(folder / "cache")}
+        flags = ["--data.source", str(text), "--data.tokenizer", tokenizer, "--max_steps", str(steps)]
+        command = [sys.executable, "-m", "train.pretrain", *TINY, *flags, "--out_dir", str(self.out)]
+        with open(folder / "log.txt", "ab") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while self.process.poll() is None:
+            self._note("trainer", psutil.Process(self.process.pid))
+            for child in self.beside():
+                self._note("tokenizing", child)
+            time.sleep(0.2)
+
+    def _note(self, name: str, process: psutil.Process) -> None:
+        try:
+            memory = process.memory_info()
+            self.peaks[name] = max(self.peaks[name], memory.rss - memory.shared)  # mapped shards are the system's
+        except psutil.NoSuchProcess:
+            pass
+
+    def beside(self) -> list[psutil.Process]:
+        """The processes that tokenise for it."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            return [child for child in children if "train.tokenizing" in child.cmdline()]
+        except psutil.NoSuchProcess:
+            return []
+
+    def steps(self) -> int:
+        """Optimizer steps done, by the log."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1])["step"] if lines else -1
+
+
+def prepared(folder: Path) -> bool:
+    return any(folder.glob("cache/tokens/*/manifest.json"))
+
+
+def streaming(text: Path, tokenizer: str, folder: Path) -> list[dict]:
+    """Seconds to the first step and to the end of the preparation beside the run, and peaks of memory."""
+    start, rows = time.perf_counter(), []
+    (folder / "beside").mkdir()
+    run = Run(text, tokenizer, folder / "beside", 10**8)
+    while run.steps() < 1 and run.process.poll() is None:
+        time.sleep(0.1)
+    first = time.perf_counter() - start
+    while not prepared(folder / "beside") and run.process.poll() is None:
+        time.sleep(0.1)
+    rows.append({"stream": "beside a run", "first step, s": first, "whole, s": time.perf_counter() - start,
+                 "trainer, MB": run.peaks["trainer"] / MB, "tokenizing, MB": run.peaks["tokenizing"] / MB})  # fmt: skip
+    run.process.kill()
+    run.process.wait()
+    for workers in (1, 2):
+        seconds = ahead(text, tokenizer, folder / str(workers), workers)
+        rows.append({**dict.fromkeys(rows[0], ""), "stream": f"ahead, workers: {workers}", "whole, s": seconds})
+    return rows
+
+
+def ahead(text: Path, tokenizer: str, folder: Path, workers: int) -> float:
+    """Seconds of a preparation without a run."""
+    env = {**os.environ, "NANOGPT_HUB_CACHE": str(folder)}
+    flags = ["--data.source", str(text), "--data.tokenizer", tokenizer, "--workers", str(workers)]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "train.prepare", *flags], env=env, check=True)
+    return time.perf_counter() - start
+
+
+def killing(text: Path, tokenizer: str, folder: Path, n_kills: int) -> list[dict]:
+    """A run left alone and one killed n_kills times: are shards and weights the same bytes?"""
+    dice, results = random.Random(1), []
+    for name, kills in (("alone", 0), ("killed", n_kills)):
+        here = folder / name
+        here.mkdir()
+        run, done, start = Run(text, tokenizer, here, STEPS), 0, time.perf_counter()
+        while done < kills:
+            time.sleep(dice.uniform(0.5, 2) * LEAST_SECONDS)
+            victims = dice.choice([[run.process], run.beside(), [run.process, *run.beside()]])
+            for victim in victims:
+                victim.kill()
+            done += bool(victims)
+            if run.process in victims or run.process.poll() is not None:
+                run.process.wait()
+                run = Run(text, tokenizer, here, STEPS)
+        run.process.wait()
+        results.append({"kills": done, "exit status": run.process.returncode, "steps": run.steps(),
+                        "seconds": time.perf_counter() - start, **digests(here)})  # fmt: skip
+    assert results[0]["shards"] == results[1]["shards"], results
+    assert results[0]["weights"] == results[1]["weights"], results
+    return results
+
+
+STEPS, LEAST_SECONDS = 6000, 8
+
+
+def digests(folder: Path) -> dict:
+    """Of the shards and of the weights."""
+
+    def of(paths: Iterator[Path]) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(paths):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    return {
+        "shards": of(folder.glob("cache/tokens/*/tokens-*.bin")),
+        "weights": of(folder.glob("run/last/*.safetensors")),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", default="bpe:1024", help="bpe:N or gpt2")
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--large", type=int, default=0, help="megabytes of a second file for the memory; 0 for none")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stream", type=int, default=0, help="megabytes of a text that is trained on while tokenised")
+    parser.add_argument("--kills", type=int, default=0, help="how often such a run is killed")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the fresh process
     args = parser.parse_args()
     if args.one:
@@ -81,6 +226,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if args.stream or args.kills:
+            write_text(folder / "text.txt", (args.stream or args.megabytes) * MB)
+            trial = streaming if args.stream else partial(killing, n_kills=args.kills)
+            report("data_stream" if args.stream else "data_kills", trial(folder / "text.txt", args.tokenizer, folder))
+            return
         tokenizer = build_tokenizer(args.tokenizer, open_source("python").texts())
         tokenizer.save(folder / "tokenizer")
         text = folder / "text.txt"

@@ -4,7 +4,8 @@
 
 All write from the same random weights of GPT-2's architecture (nanoGPT from random ones of the same shape), sampling
 with top-k 200 as nanoGPT's sample.py does, each in a process of its own. Peers that are not installed are left out
-(`make peers` brings them). Four tables:
+(`make peers` brings them). What the compiled engine brings is seen against "by PyTorch" (--engine torch) and "by
+model.py" (--engine plain). Four tables:
 
 124m     one text, 128 tokens after a prompt of 16. The limit is that the bytes of all weights, and of the cache, must
          be read for each token, at the rate of a plain read measured in the same turns.
@@ -81,7 +82,8 @@ def small_model(
     shape: str, folder: Path, peer: str, maker: tuple, tokens: int, rounds: int, threads: int
 ) -> list[dict]:
     """One text, and ten: at once where a program can (nanoGPT's sample.py writes one after the other)."""
-    with workers({"ours": (Ours, folder), peer: maker}, threads) as programs:
+    slower = {"ours by PyTorch": (Ours, folder, False, "torch"), "ours by model.py": (Ours, folder, False, "plain")}
+    with workers({"ours": (Ours, folder), **slower, peer: maker}, threads) as programs:
         runs = {(name, 1): lambda work=work: work([[0]], tokens) for name, work in programs.items()}
         runs |= {(name, 10): lambda work=work: work([[0]] * 10, tokens) for name, work in programs.items()}
         if peer == "nanoGPT":
@@ -93,7 +95,7 @@ def small_model(
         {"model": shape, "tokens each": tokens, "texts": texts, "program": name,
          "ms for a token of one text": 1e3 * median(taken[name, texts]) / tokens / texts,
          "ours is faster by": ratio(taken, (name, texts), ("ours", texts))}
-        for texts in (1, 10) for name in ("ours", peer)
+        for texts in (1, 10) for name in ("ours", *slower, peer)
     ]  # fmt: skip
 
 
@@ -123,7 +125,7 @@ class Late:
         preparation.wait()
 
     def __call__(self, context: int, tokens: int) -> float:
-        stream = stream_tokens(self.model, None, [[0] * context], max_new_tokens=tokens + 1, seed=0)
+        stream = stream_tokens(self.model, None, [[0] * context], max_new_tokens=tokens + 1, seed=0, engine="numba")
         came = [time.perf_counter() for _ in stream]  # the first one has read the context
         return median(after - before for before, after in pairwise(came))
 

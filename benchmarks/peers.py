@@ -46,16 +46,17 @@ def random_folder(folder: Path, **shape: int) -> Path:
 
 
 class Ours:
-    """This project, in float32 or 8 bits."""
+    """This project, in float32 or 8 bits, by one of its engines."""
 
-    def __init__(self, folder: Path, int8: bool = False):
+    def __init__(self, folder: Path, int8: bool = False, engine: str = "numba"):
         model, _ = load_model(folder)
-        self.model = quantize_int8(model) if int8 else model
-        preparation.wait()
+        self.model, self.engine = quantize_int8(model) if int8 else model, engine
+        if engine == "numba" and preparation.wait() is None:
+            sys.exit("the compiled engine is not available here: python -m nanogpt_hub.engine.prepare says why")
 
     def __call__(self, prompts: Prompts, n: int) -> None:
         config = SamplingConfig(n, temperature=TEMPERATURE, top_k=TOP_K, seed=0)
-        for _ in stream_tokens(self.model, None, prompts, config):
+        for _ in stream_tokens(self.model, None, prompts, config, engine=self.engine):
             pass
 
 
@@ -200,7 +201,13 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
 
 def ways(folder: Path, nanogpt: Path | None, threads: int) -> dict[str, tuple[Callable, ...]]:
     """Everyone who can write from a folder with GPT-2's architecture here: a class and its arguments."""
-    found: dict[str, tuple[Callable, ...]] = {"ours": (Ours, folder), "ours, int8": (Ours, folder, True)}
+    found: dict[str, tuple[Callable, ...]] = {
+        "ours": (Ours, folder),
+        "ours, int8": (Ours, folder, True),
+        "ours by PyTorch": (Ours, folder, False, "torch"),
+        "ours by PyTorch, int8": (Ours, folder, True, "torch"),
+        "ours by model.py": (Ours, folder, False, "plain"),
+    }
     if nanogpt:
         found["nanoGPT"] = (NanoGPT, folder, nanogpt)
     if installed("transformers"):

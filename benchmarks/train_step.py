@@ -9,6 +9,9 @@ it: reading the batch, forward, backward, clipping, AdamW. The limit is the mach
 where our trainer takes bfloat16 by itself, as on CPUs that are fast at it, it is also shown in float32, nanoGPT's on a
 CPU.
 
+On a CPU our trainer also runs in the plain way, with `--fast_cpu false`: without the attention of train/attention.py
+and without keeping freed memory (train/hardware.py).
+
 Where there is a CUDA device the step is that of nanoGPT's bench.py: 124M, batch 12, bfloat16, compiled, on both sides.
 """
 
@@ -31,10 +34,12 @@ from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
 from train.config import make_parser, parse
 from train.hardware import DTYPES, choose_device, choose_precision, flops_per_token
+from train.loading import load_data, open_source_of
 from train.pretrain import start
-from train.run import load_data, make_accelerator, open_source_of
+from train.run import make_accelerator
 from train.trainer import Trainer
 
+PLAIN = "ours, the plain way"
 ALPHABET = string.ascii_letters + string.digits + " .\n"  # 65 characters, as many as tinyshakespeare has
 
 
@@ -74,8 +79,8 @@ SHAPES = [
 SHAPES_CUDA = [Shape(12, 12, 768, 1024, 12, steps=20, vocab_size=50304)]
 
 
-def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
-    """The steps of the trainer as `python -m train.pretrain` builds it."""
+def our_steps(shape: Shape, folder: Path, fast_cpu: bool = True) -> Callable[[], None]:
+    """The steps of the trainer as `python -m train.pretrain` builds it, or in the plain way, with `fast_cpu` off."""
     text = folder / "text.txt"
     text.write_text(ALPHABET + "".join(random.Random(0).choices(ALPHABET, k=300_000)), encoding="utf-8", newline="")
     model = {name: getattr(shape, name) for name in SIZES}
@@ -83,7 +88,7 @@ def our_steps(shape: Shape, folder: Path) -> Callable[[], None]:
     flags = [f"--model.{name}={value}" for name, value in model.items()]
     flags += ["--optim.name=adamw", "--optim.learning_rate=1e-3", "--data.tokenizer=char"]
     flags += [f"--batch_size={shape.batch_size}", f"--data.source={text}", f"--data.cache_dir={folder}"]
-    flags += [f"--precision={shape.asked}"]
+    flags += [f"--precision={shape.asked}", f"--fast_cpu={str(fast_cpu).lower()}"]
     config, parsed = parse(make_parser("train_step", ""), [*flags, f"--out_dir={folder / 'out'}"])
     source = open_source_of(config)
     gpt, tokenizer, _ = start(config, parsed, source)
@@ -140,6 +145,8 @@ def measure(shape: Shape, nanogpt: Path | None, launches: int, rounds: int, thre
     }
     if nanogpt:
         row["ratio"] = ratio(taken, "nanoGPT", "ours")
+    if PLAIN in taken:
+        row["ratio to the plain way"] = ratio(taken, PLAIN, "ours")
     row["ours, part of the torch.mm rate"] = ratio(taken, "torch.mm", "ours")
     return row
 
@@ -147,6 +154,10 @@ def measure(shape: Shape, nanogpt: Path | None, launches: int, rounds: int, thre
 def launch(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folder: Path, desc: str) -> Taken:
     """Seconds of each in each round, in fresh processes."""
     makers: dict[str, tuple] = {"ours": (our_steps, shape, folder)}
+    if not torch.cuda.is_available():
+        apart = folder / "plain"
+        apart.mkdir()
+        makers[PLAIN] = (our_steps, shape, apart, False)
     if nanogpt:
         makers["nanoGPT"] = (nanogpt_steps, shape, folder, nanogpt)
     flops = flops_of(shape) * shape.steps * shape.batch_size * shape.block_size
@@ -154,7 +165,7 @@ def launch(shape: Shape, nanogpt: Path | None, rounds: int, threads: int, folder
     n = 8192 if cuda else 1024
     a = torch.randn(n, n, dtype=DTYPES[shape.precision], device="cuda" if cuda else "cpu")
     products = max(1, round(flops / (2 * n**3)))  # as much work in matrix products alone
-    with workers(makers, threads, trainers=("ours",)) as turns:
+    with workers(makers, threads, trainers=("ours", PLAIN)) as turns:
         turns["torch.mm"] = times(products, lambda: torch.mm(a, a))
         return alternate(turns, rounds, desc)
 

@@ -22,10 +22,9 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from nanogpt_hub.families import (
     config_to_hf,
     empty_model,
     family_of,
+    head_copy,
     is_buffer,
     match_tensors,
     parameter_shapes,
@@ -43,6 +43,7 @@ from nanogpt_hub.families import (
     state_from_hf,
     state_to_hf,
 )
+from nanogpt_hub.files import sync
 from nanogpt_hub.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 PLAIN_WORDS = re.compile(r"[\w. ]{1,100}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 WRAPPERS = ("_orig_mod", "module")  # torch.compile; DistributedDataParallel and its kin
-WEIGHT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of the dtypes that are loaded
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # that are loaded
+WEIGHT_BYTES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 BUFFER_BYTES = {**WEIGHT_BYTES, "BOOL": 1, "U8": 1}  # of those that masks may have, which are skipped
 MAX_HEADER = 16 * 2**20  # bytes; a thousand layers fit many times
 MAX_JSON = 16 * 2**20
@@ -105,12 +107,12 @@ def save_model(
     staging.mkdir(parents=True)
     try:
         for name, data in (("config.json", content), ("generation_config.json", generation)):
-            _write(staging / name, json.dumps(data, indent=2) + "\n")
+            (staging / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8", newline="\n")
         if tokenizer:
             tokenizer.save(staging, model_max_length=config.block_size)
         if core.changed:
-            _write(staging / CORE_FILE, core.source)
-        _write_weights(staging, state_to_hf(config, state, content["model_type"]), dtype)
+            (staging / CORE_FILE).write_text(core.source, encoding="utf-8", newline="\n")
+        _write_weights(staging, state_to_hf(config, state, content["model_type"]), dtype, head_copy(config))
         _publish(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -158,31 +160,17 @@ def default_generation_config(config: GPTConfig, tokenizer: Tokenizer | None) ->
     vocab = tokenizer.vocab_size if tokenizer else config.vocab_size
     result = dict(do_sample=True, temperature=0.8, top_k=min(200, vocab), max_new_tokens=300)
     if tokenizer is not None and tokenizer.eot_id is not None:
-        result |= dict(bos_token_id=tokenizer.eot_id, eos_token_id=tokenizer.eot_id)
+        result |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_id)
     return result
 
 
-def write_atomic(path: str | Path, data: str | bytes) -> Path:
-    """Writes a whole file or none of it: a reader or a kill sees the old content or the new one. Text is UTF-8."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _write(aside, data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def _write(path: Path, data: str | bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, copy: tuple[str, str] | None = None
+) -> None:
+    """The tensors as one file; of `copy`, (name, other name), the second under the first name too."""
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    if copy and copy[1] in tensors:
+        tensors[copy[0]] = tensors[copy[1]].clone()  # the format has no two names for one tensor
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # the library's 0600 ignores the umask
 
@@ -191,29 +179,18 @@ def _publish(staging: Path, folder: Path) -> None:
     """Moves the finished files to where they belong, so that no moment shows half a file."""
     names = sorted((path.name for path in staging.iterdir()), key=lambda name: (name == WEIGHTS, name))
     for name in names:
-        _sync(staging / name)
+        sync(staging / name)
     if not folder.exists():
         os.rename(staging, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return
     for name in names:
         os.replace(staging / name, folder / name)
-    _sync(folder)
+    sync(folder)
     for path in folder.iterdir():
         replaced = path.name == INDEX or SHARD.fullmatch(path.name)  # by a model in one file
         if replaced or (path.name == CORE_FILE and CORE_FILE not in names):
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Puts a file, or a folder's list of names, on the disk. Windows knows no such thing for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -242,14 +219,14 @@ def load_model(
         match_tensors(config, read_shapes(files), model_type)  # before anything is allocated
         tensors: dict[str, Tensor] = {}
         for path in files:
-            tensors |= _open_tensors(path)
+            tensors |= _read_tensors(path)
         state = state_from_hf(config, tensors, model_type)
         model = _assemble(config, state, torch.device(device), dtype or torch.float32)
         tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
         _check_vocabulary(config, tokenizer)
     except CoreError as error:
         raise CoreError(f"cannot load {folder}: {error}") from error
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
     return model, tokenizer
 
@@ -375,6 +352,21 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
     The library's own reader takes headers of 100 MB and duplicate names; this one is stricter. CheckpointError.
     """
+    return {entry.name: entry.shape for entry in _read_entries(path) if not is_buffer(entry.name)}
+
+
+class _Entry(NamedTuple):
+    """A tensor of a safetensors file: where its bytes are, and what they mean."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int  # of its bytes in the file
+    n_bytes: int
+
+
+def _read_entries(path: Path) -> list[_Entry]:
+    """What a safetensors file holds, in the order of its bytes: each tensor's follow those of the one before."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing or not a regular file")
     with open(path, "rb") as file:
@@ -384,16 +376,21 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise CheckpointError(f"{path.name} is no complete safetensors file: fetch or save it again")
         header = _parse_json(file.read(length), f"the header of {path.name}")
     header.pop("__metadata__", None)
-    total = sum(_tensor_bytes(path, name, entry) for name, entry in header.items())
-    if size != 8 + length + total:
+    entries = sorted((_entry(path, name, entry, 8 + length) for name, entry in header.items()), key=lambda e: e[3:])
+    at = 8 + length
+    for entry in entries:
+        if entry.start != at:
+            raise CheckpointError(f"{path.name}: the bytes of tensor {entry.name[:80]!r} are not where they belong")
+        at += entry.n_bytes
+    if size != at:
         raise CheckpointError(
-            f"{path.name} has {size:,} bytes where its header announces {8 + length + total:,}; fetch or save it again"
+            f"{path.name} has {size:,} bytes where its header announces {at:,}; fetch or save it again"
         )
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if not is_buffer(name)}
+    return entries
 
 
-def _tensor_bytes(path: Path, name: str, entry: Any) -> int:
-    """The bytes that a header's entry stands for; its offsets are checked by the library when it opens the file."""
+def _entry(path: Path, name: str, entry: Any, first: int) -> _Entry:
+    """A header's entry, checked; `first` is where the tensors begin in the file."""
     shape = entry.get("shape") if isinstance(entry, dict) else None
     if not isinstance(shape, list) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise CheckpointError(f"{path.name} has a malformed entry for tensor {name[:80]!r}")
@@ -401,18 +398,35 @@ def _tensor_bytes(path: Path, name: str, entry: Any) -> int:
     dtype = str(entry.get("dtype"))[:80]
     if dtype not in sizes:
         raise CheckpointError(f"tensor {name[:80]!r} is {dtype!r}; {', '.join(sizes)} can be loaded")
-    return math.prod(shape) * sizes[dtype]
+    n_bytes, offsets = math.prod(shape) * sizes[dtype], entry.get("data_offsets")
+    whole = isinstance(offsets, list) and [type(n) for n in offsets] == [int, int]
+    if not whole or not 0 <= offsets[0] < 2**60:
+        raise CheckpointError(f"{path.name} has a malformed entry for tensor {name[:80]!r}")
+    if offsets[1] - offsets[0] != n_bytes:
+        raise CheckpointError(f"{path.name}: tensor {name[:80]!r} has other bytes than its shape needs")
+    return _Entry(name, tuple(shape), dtype, first + offsets[0], n_bytes)
 
 
-def _open_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, which lie in the file itself: copy them before it may change."""
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, read into memory.
+
+    Not mapped, as the library does: where a mapped file is cut while it is read, the system ends the process.
+    """
     tensors = {}
-    with safe_open(path, framework="pt") as file:
-        for name in filter(lambda name: not is_buffer(name), file.keys()):
-            tensor = tensors[name] = file.get_tensor(name)
+    with open(path, "rb") as file:
+        for entry in _read_entries(path):
+            if is_buffer(entry.name):
+                continue
+            room = torch.empty(entry.n_bytes, dtype=torch.uint8)
+            file.seek(entry.start)
+            if file.readinto(memoryview(room.numpy())) != entry.n_bytes:
+                raise CheckpointError(f"{path.name} was cut while it was read; fetch or save it again")
+            tensor = tensors[entry.name] = room.view(DTYPES[entry.dtype]).view(entry.shape)
             # The sum is quick, and finite unless a value is not or many are huge.
             if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
-                raise CheckpointError(f"tensor {name!r} holds values that are not finite; the training had diverged")
+                raise CheckpointError(
+                    f"tensor {entry.name!r} holds values that are not finite; the training had diverged"
+                )
     return tensors
 
 

@@ -6,7 +6,8 @@ them. Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 a w
 
 import argparse
 import dataclasses
-import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import huggingface_hub
 import torch
 from tqdm import tqdm
 
+from nanogpt_hub.audit import VERBATIM, audit, overlap
 from nanogpt_hub.checkpoint import (
     CheckpointError,
     load_model,
@@ -28,14 +30,20 @@ from nanogpt_hub.checkpoint import (
     recorded_core,
     weight_files,
 )
+from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.engine.select import ENGINES, engine_setting, preparation
+from nanogpt_hub.engine.select import ENGINES, engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
+from nanogpt_hub.exporters.gguf import KINDS, export_gguf
 from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
-from nanogpt_hub.hub.card import flatten
-from nanogpt_hub.hub.publish import push_to_hub
+from nanogpt_hub.generate import generate as generate_texts
+from nanogpt_hub.hub.card import flatten, write_card
+from nanogpt_hub.hub.private import without_secrets
+from nanogpt_hub.hub.publish import push_state, push_to_hub
+from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
 from nanogpt_hub.hub.space import create_space
 from nanogpt_hub.hub.static import create_static_space
@@ -177,7 +185,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def prepare_engine(args: argparse.Namespace) -> None:
     """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
-    if engine_setting(args.engine) == "numba" and preparation.poll() is None and not preparation.over:
+    if (args.engine or engine_setting()) == "numba" and preparation.poll() is None and not preparation.over:
         say("preparing the compiled engine, once for this machine: about a minute ...")
         preparation.wait()
 
@@ -216,7 +224,7 @@ def add_eval(commands) -> None:
     add_path(parser)
     parser.add_argument(
         "--data", required=True, metavar="SOURCE",
-        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, or "python" (the standard library)',
+        help='text file, jsonl, parquet or csv, folder of these, URL, Hub dataset, "python" or "stories"',
     )  # fmt: skip
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
     parser.add_argument("--config", default="", metavar="NAME", help="of a Hub dataset")
@@ -226,6 +234,7 @@ def add_eval(commands) -> None:
         "--max-windows", type=int, default=0, metavar="INT",
         help="only the first so many pieces of the model's context length (default: 0, the whole text)",
     )  # fmt: skip
+    add_engine(parser, "; the default here is plain")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -239,15 +248,19 @@ def evaluate_model(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(place, args)
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, and so cannot read a text")
-    result = evaluate(model, tokenizer, source, args.max_windows)
+    prepare_engine(args)
+    engine = open_engine(args.engine or "plain", model.wte.weight.device)
+    result = evaluate(model, tokenizer, source, args.max_windows, engine=engine)
     measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
     if args.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         counts = {"tokens": result.tokens, "bytes": result.bytes, "max_windows": args.max_windows}
-        print(json.dumps({"model": str(place), "data": source.describe(), **numbers, **counts}, indent=2))
+        about = {"model": str(place), "data": source.describe(), "engine": engine.name}
+        print(json.dumps({**about, **numbers, **counts}, indent=2))
         return
     print(f"model          {place}")
     print(f"data           {source.name}")
+    print(f"engine         {engine.name}")
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.4g}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")
@@ -270,7 +283,7 @@ def info(args: argparse.Namespace) -> None:
     print("\nfiles")
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
-        digest = f"  sha256 {sha256_of(file)}" if file in weights else ""
+        digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
         print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
 
 
@@ -298,10 +311,15 @@ def print_model(place: Resolved) -> GPTConfig:
 
 def training_facts(folder: Path) -> dict[str, object]:
     """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
-    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
-    facts = next((read_json(path) for path in places if path.is_file()), {})
+    facts = run_record(folder)
     known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
     return {name: value for name, value in flatten(known) if not name.startswith("training.hyperparameters")}
+
+
+def run_record(folder: Path) -> dict[str, object]:
+    """The run.json that came with a model or lies in the run around it; empty where there is none."""
+    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
+    return next((read_json(path) for path in places if path.is_file()), {})
 
 
 def print_rows(title: str, rows: dict[str, object]) -> None:
@@ -317,15 +335,11 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(value))
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, as the Hub shows it."""
-    digest, size = hashlib.sha256(), path.stat().st_size
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False)
-    with open(path, "rb") as file, bar:
-        while block := file.read(2**22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
+def shown_sha256(path: Path) -> str:
+    """The hash of a file, as the Hub shows it, with a bar where that takes its time."""
+    size = path.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, delay=1, leave=False) as bar:
+        return sha256_of(path, bar.update)
 
 
 # ---- core ----
@@ -364,7 +378,77 @@ def field_of(text: str) -> tuple[str, object]:
         return name, value
 
 
+# ---- audit ----
+
+
+def add_audit(commands) -> None:
+    text = "Looks for duplicates, secrets, personal data, invisible characters and planted triggers in a text."
+    parser = add_command(commands, "audit", audit_text, text)
+    parser.add_argument("data", metavar="SOURCE", help="as of train.pretrain: file, folder, URL, Hub dataset, stories")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
+    parser.add_argument("--model", metavar="PATH", help="how much of what this model writes stands in the text")
+    add_device(parser)
+
+
+def audit_text(args: argparse.Namespace) -> None:
+    source = open_source(args.data, text_column=args.text_column)
+    report = audit(source)
+    print(f"looked at  {source.name}: {report.documents:,} documents, {report.characters:,} characters")
+    if report.cut_short:
+        print("note       there is more, which was not looked at")
+    for found in report.findings:
+        print(f"{found.count:>9,}  {found.kind}; for example in document {found.document}: {found.example}")
+    if not report.findings:
+        print("nothing found")
+    if args.model:
+        model, tokenizer = open_model(resolve(args.model), args)
+        sampling = SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1)
+        written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
+        found = overlap(written, source.documents())
+        print(f"verbatim   {found.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
+        print(f"longest    {found.longest} bytes: {found.example}")
+
+
+# ---- compare ----
+
+
+def add_compare(commands) -> None:
+    text = "Compares training runs: settings, losses at equal steps, tokens and time, and what is beyond noise."
+    parser = add_command(commands, "compare", compare_runs, text)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; those that differ in the seed are averaged"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses into this png")
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    comparison = compare([read_experiment(folder) for folder in args.runs])
+    print("\n\n".join(tables(comparison)))
+    if args.plot:
+        plot(comparison, args.plot)
+        say(f"drawn: {args.plot}")
+
+
 # ---- import ----
+
+
+def add_prepare(commands) -> None:
+    text = "Tokenises the text of a run ahead of it: CONFIG.yaml [--workers N] [--option value ...], as for training."
+    # Every word is the trainer's, options too: with a prefix that nobody types none of them is taken for ours.
+    parser = commands.add_parser("prepare", help=text, description=text, add_help=False, prefix_chars="\0")
+    parser.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """The library does not know the trainer; the command hands over to it where it is installed."""
+    if importlib.util.find_spec("train") is None or importlib.util.find_spec("train.prepare") is None:
+        raise ValueError(
+            "prepare belongs to the trainer, which is not installed here; run it in a checkout of nanogpt_hub"
+        )
+    status = importlib.import_module("train.prepare").main(args.arguments)
+    if status:
+        raise SystemExit(status)
 
 
 def add_import(commands) -> None:
@@ -394,26 +478,86 @@ def import_nanogpt(args: argparse.Namespace) -> None:
     print(f"      nanogpt-hub push {found.folder} user/name")
 
 
+# ---- gguf ----
+
+
+def add_gguf(commands) -> None:
+    parser = add_command(commands, "gguf", gguf, "Writes a model as a GGUF file, for llama.cpp and its kin.")
+    add_path(parser)
+    parser.add_argument("out", metavar="OUT", help="the new file, such as mine.gguf")
+    parser.add_argument("--type", choices=KINDS, default="f32", help="of the matrices (default: f32)")
+
+
+def gguf(args: argparse.Namespace) -> None:
+    try:
+        path = export_gguf(resolve(args.path), args.out, args.type)
+    except ImportError as error:
+        raise ValueError("the package gguf is missing: run `pip install gguf`") from error
+    print(f"{path} ({size_text(path.stat().st_size)}, {args.type})")
+
+
 # ---- push ----
 
 
 def add_push(commands) -> None:
     parser = add_command(commands, "push", push, "Publishes a model folder on the Hub, with its card, in one commit.")
     add_path(parser)
-    parser.add_argument("repo_id", metavar="REPO", help="user/name; created if it is not there")
+    parser.add_argument("repo_id", metavar="REPO", help="user/name, or the address of its page; created if need be")
     parser.add_argument("--private", action="store_true", help="create it private")
-    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (default: main)")
+    parser.add_argument(
+        "--branch", "--revision", default="main", metavar="NAME", help="branch to push to (default: main)"
+    )
+    parser.add_argument("--tag", action="append", default=[], metavar="NAME", help="tag the commit; repeatable")
     parser.add_argument("--message", metavar="TEXT", help="of the commit (default: step and loss, where known)")
+    parser.add_argument("--license", default="", metavar="NAME", help="of the weights: mit, apache-2.0, cc-by-4.0, ...")
+    parser.add_argument("--description", default="", metavar="TEXT", help="words of yours, put above the card")
+    parser.add_argument("--create-pr", action="store_true", help="offer it to the repo's owner as a pull request")
+    parser.add_argument(
+        "--state", action="store_true", help="PATH is a run's folder: publish its training state, for --resume REPO"
+    )
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="read the token from this file (default: HF_TOKEN, or `hf auth login`)"
+    )
 
 
 def push(args: argparse.Namespace) -> None:
     if "@" in args.repo_id:
-        raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --revision")
+        raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --branch")
+    token = Path(args.token_file).expanduser().read_text(encoding="utf-8").strip() if args.token_file else None
+    common = dict(private=args.private, message=args.message, token=token, say=say)
+    if args.state:
+        done = push_state(args.path, args.repo_id, **common)
+        print(f"{done.url} ({done.branch}, commit {done.sha})")
+        say(f"to go on elsewhere: python -m train.pretrain --resume {done.repo_id} --data.source FILE")
+        return
     place = resolve(args.path)
-    done = push_to_hub(place, args.repo_id, private=args.private, message=args.message, branch=args.revision, say=say)
+    about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
+    if args.description and not place.repo_id:  # kept in the folder too, or the next push would take it away
+        write_card(place.folder, {**run_record(place.folder), "description": args.description})
+    if "license" not in about and not (about := ask_license(place.folder) | about).get("license"):
+        say("no license is given, so others may not use the model: add --license mit (or another)")
+    done = push_to_hub(
+        place,
+        args.repo_id,
+        branch=args.branch,
+        tags=tuple(args.tag),
+        about=about,
+        pull_request=args.create_pr,
+        **common,
+    )
     print(f"{done.url} ({done.branch}, commit {done.sha})")
-    at = "" if done.branch == "main" else f"@{done.branch}"
-    say(f"to try it: nanogpt-hub generate {done.repo_id}{at}")
+    if not args.create_pr:
+        say(f"to try it: nanogpt-hub generate {done.repo_id}{'' if done.branch == 'main' else f'@{done.branch}'}")
+
+
+def ask_license(folder: Path) -> dict[str, str]:
+    """The license that the folder's card or run tells, else what is typed where somebody sits at a terminal."""
+    card = folder / "README.md"
+    known = Readme.parse(card.read_text(encoding="utf-8")).data.get("license") if card.is_file() else None
+    known = known or run_record(folder).get("license")
+    if not known and sys.stdin.isatty():
+        known = input("license of the weights, such as mit or apache-2.0 (nothing for none): ").strip()
+    return {"license": known} if isinstance(known, str) and known else {}
 
 
 # ---- space ----
@@ -542,7 +686,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nanogpt-hub", description="Generate from GPTs, measure them, look at them and share them."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_generate, add_eval, add_info, add_core, add_sizes, add_import, add_push, add_space, add_web):
+    for add in (
+        add_generate, add_eval, add_compare, add_audit, add_info, add_core, add_sizes, add_prepare, add_import,
+        add_gguf, add_push, add_space, add_web,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -562,6 +709,6 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"nanogpt-hub: {error}", file=sys.stderr)
+        print(f"nanogpt-hub: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     return 0

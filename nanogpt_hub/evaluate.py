@@ -14,14 +14,17 @@ from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from nanogpt_hub.engine.select import PLAIN, Engine
 from nanogpt_hub.generate import inference
-from nanogpt_hub.model import GPT, IGNORE_INDEX
+from nanogpt_hub.model import GPT, IGNORE_INDEX, KVCache
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
 
+DECODED_ROWS = 16  # windows that a decoder reads side by side
 BATCH_TOKENS, BATCH_LOGITS = 2**13, 2**26  # at a time at most; so many logits are 256 MB in float32
 Window = tuple[list[int], int]  # ids in a row, and how many of the last ones are targets
 
@@ -53,21 +56,30 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / math.log(2) / bytes_per_token
 
 
-def evaluate(model: GPT, tokenizer: Tokenizer, source: Source, max_windows: int = 0, quiet: bool = False) -> Evaluation:
+def evaluate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    source: Source,
+    max_windows: int = 0,
+    quiet: bool = False,
+    engine: Engine = PLAIN,
+) -> Evaluation:
     """Measures `model` on the text of `source`, or on its first `max_windows` windows; 0 is all of them.
 
-    quiet: no progress bar, as where stderr is no terminal. Raises ValueError for text that the source or the tokenizer
-    refuses, or that has fewer than two tokens.
+    engine: model.py itself, which reads a window in one pass, or a faster one, which reads it token by token as it
+    would write it: slow, but its loss is then seen to be the model's. quiet: no progress bar, as where stderr is no
+    terminal. Raises ValueError for text that the source or the tokenizer refuses, or that has fewer than two tokens.
     """
     lengths = torch.from_numpy(token_lengths(tokenizer))
     rows = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // model.config.block_size)
+    rows = rows if engine is PLAIN else DECODED_ROWS
     found = islice(windows(token_stream(source, tokenizer), model.config.block_size), max_windows or None)
     total, tokens, n_bytes = 0.0, 0, 0
     size = None if max_windows else source.text_bytes
     with tqdm(total=size, unit="B", unit_scale=True, desc="evaluate", disable=quiet or None, delay=1) as bar:
         while batch := list(islice(found, rows)):
             idx, targets = to_batch(batch)
-            loss = batch_loss(model, idx, targets)
+            loss = batch_loss(model, idx, targets) if engine is PLAIN else decoded_loss(model, idx, targets, engine)
             count = sum(n for _, n in batch)
             total, tokens = total + loss * count, tokens + count
             new_bytes = int(lengths[targets[targets != IGNORE_INDEX]].sum())
@@ -128,3 +140,15 @@ def batch_loss(model: GPT, idx: Tensor, targets: Tensor) -> float:
     with inference(model):
         _, loss = model(idx.to(device), targets.to(device))
     return loss.item()
+
+
+def decoded_loss(model: GPT, idx: Tensor, targets: Tensor, engine: Engine) -> float:
+    """As `batch_loss`, by the decoder of an engine: one token of each window after the other, from a KV cache."""
+    weight, total = model.wte.weight, 0.0
+    with inference(model):
+        cache = KVCache(model.config, len(idx), weight.device, weight.dtype, max_len=idx.size(1))
+        decoder = engine.decoder(model, cache)
+        for now, expected in zip(idx.to(weight.device).split(1, dim=1), targets.to(weight.device).T, strict=True):
+            logits = decoder.head(decoder.hidden(now)[:, -1]).float()  # (B, V)
+            total += F.cross_entropy(logits, expected, ignore_index=IGNORE_INDEX, reduction="sum").item()
+    return total / (targets != IGNORE_INDEX).sum().item()

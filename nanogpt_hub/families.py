@@ -49,6 +49,7 @@ class Family:
     prefix: str  # of all tensors but the head; files made by the bare model lack it
     head: str  # their name of lm_head
     names: dict[str, tuple[str, ...]]  # our module -> theirs, * for the layer; several: our rows, one after the other
+    keeps_head: bool = False  # a tied head is stored too: converters to other formats look for it
 
 
 GELUS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2", "gelu_pytorch_tanh": "gelu_tanh",
@@ -117,6 +118,7 @@ FAMILIES: dict[str, Family] = {
             "ln_f": ("final_layer_norm",),
             "lm_head": ("embed_out",),
         },
+        keeps_head=True,
     ),
     "llama": Family(
         architecture="LlamaForCausalLM",
@@ -419,6 +421,14 @@ def state_to_hf(config: GPTConfig, state: Mapping[str, Tensor], model_type: str 
         module = _module(name)
         result |= zip(_their_names(family, name), split_tensor(config, family, module, tensor), strict=True)
     return result
+
+
+def head_copy(config: GPTConfig) -> tuple[str, str] | None:
+    """(head, embedding) by the family's names, where a file holds a tied head beside the embedding; else None."""
+    family = FAMILIES.get(family_of(config)[0])
+    if family is None or not (family.keeps_head and config.tie_word_embeddings):
+        return None
+    return f"{family.head}.weight", _their_names(family, "wte.weight")[0]
 
 
 def state_from_hf(config: GPTConfig, tensors: Mapping[str, Tensor], model_type: str = "") -> dict[str, Tensor]:

@@ -235,17 +235,48 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     ids = _encode(tokenizer, text, min(max_tokens, model.config.block_size))
     _check_text(model, ids, least=1)
     with inference(model):
-        hidden, stream, maps = _record(model, torch.tensor([ids], device=model.wte.weight.device))
-        if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden, equal_nan=True):
-            raise ValueError(f"{EDITED}: its output is not the last norm of what the blocks have left in the stream")
-        if len(maps) != len(stream) - 1:
-            raise ValueError(f"{EDITED}: its blocks do not call `attend` once each, where the lens reads attention")
+        _, stream, maps = _record_checked(model, torch.tensor([ids], device=model.wte.weight.device))
     attention, residual = torch.cat(maps).cpu(), torch.cat(stream).cpu()
     return Inside(tuple(ids), tuple(map(tokenizer.token_str, ids)), attention, residual)
 
 
-def _record(model: GPT, idx: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """`model.hidden(idx)` for idx (1, T), the stream before the first and after each block, and attention's weights.
+@dataclass(frozen=True, eq=False)
+class Position:
+    """What the model computes at the last of T tokens: how it comes to expect the next one."""
+
+    logits: Tensor  # (V,) float32: of the next token, those without text masked
+    attention: Tensor  # (L, H, T) float32: how the last token spreads its attention in each head; sums to 1
+    depths: Tensor  # (L + 1, V) float32: probabilities of the next token, read before the first block and after each
+
+
+def look_at_end(model: GPT, tokenizer: Tokenizer, ids: Sequence[int]) -> Position:
+    """The last position of `ids`, at most block_size of them. Keeps memory for one row of attention a head.
+
+    Raises ValueError for ids that the model does not know, for NaN, and for an edited model that the lens cannot read.
+    """
+    check_ids(ids, model.config.vocab_size)
+    vocab = _vocab(model, tokenizer)
+    with inference(model):
+        idx = torch.tensor([list(ids)], device=model.wte.weight.device)
+        hidden, stream, maps = _record_checked(model, idx, last=True)
+        logits = _logits(model, hidden[0, -1:], vocab)[0]  # (V,)
+        depths = torch.cat([_read(model, x[0, -1:], vocab) for x in stream])
+    return Position(logits.cpu(), torch.stack([weights[0, :, 0] for weights in maps]).cpu(), depths.cpu())
+
+
+def _record_checked(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`_record`, or ValueError for an edited model in which the lens would show something else than what it means."""
+    hidden, stream, maps = _record(model, idx, last)
+    if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden, equal_nan=True):
+        raise ValueError(f"{EDITED}: its output is not the last norm of what the blocks have left in the stream")
+    if len(maps) != len(stream) - 1:
+        raise ValueError(f"{EDITED}: its blocks do not call `attend` once each, where the lens reads attention")
+    return hidden, stream, maps
+
+
+def _record(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """`model.hidden(idx)` for idx (1, T), the stream before the first and after each block, and attention's weights
+    (1, H, T, T); with `last` only those of the last token, (1, H, 1, T).
 
     Recorded while model.py computes, so that an edited one is shown as it is. The pass goes through copies of the
     modules, which share the weights: other threads may be using the model itself.
@@ -257,11 +288,13 @@ def _record(model: GPT, idx: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]
     watched.h[0].register_forward_pre_hook(lambda _, args: stream.append(args[0]))
     for block in watched.h:
         block.register_forward_hook(lambda _, args, x: stream.append(x))
-        block.attn.attend = functools.partial(_recording_attend, block.attn.attend, maps)
+        block.attn.attend = functools.partial(_recording_attend, block.attn.attend, maps, last)
     return watched.hidden(idx), stream, maps
 
 
-def _recording_attend(attend: Callable[..., Tensor], maps: list[Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kw):
+def _recording_attend(
+    attend: Callable[..., Tensor], maps: list[Tensor], last: bool, q: Tensor, k: Tensor, v: Tensor, *args, **kw
+) -> Tensor:
     """`attend(q, k, v, ...)`, its weights added to `maps`. ValueError where it is not softmax attention."""
     y = attend(q, k, v, *args, **kw)
     mask = args[0] if args else kw.get("attn_mask")
@@ -269,7 +302,7 @@ def _recording_attend(attend: Callable[..., Tensor], maps: list[Tensor], q: Tens
     average = weights @ v.float().repeat_interleave(q.size(1) // v.size(1), dim=1)
     if (average - y.float()).abs().max() > 0.02 * y.abs().max():  # far more than rounding to bfloat16
         raise ValueError(f"{EDITED}: its `attend` is not softmax attention over q, k and v")
-    maps.append(weights)
+    maps.append(weights[:, :, -1:] if last else weights)
     return y
 
 

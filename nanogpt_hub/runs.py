@@ -29,7 +29,7 @@ class Run:
     rows: tuple[dict[str, float], ...]  # by step: step, and what was measured there
     samples: dict[int, Path] = field(default_factory=dict)  # step -> text file
     max_steps: int | None = None
-    changed: float = 0.0  # when its log grew last, seconds since the epoch
+    changed: float = 0.0  # when its log grew last, seconds since the epoch; 0 for one that is not written here
 
     @property
     def last_step(self) -> int:
@@ -76,7 +76,8 @@ def read_run(folder: str | Path, name: str = "") -> Run:
     for path in folder.glob("samples/step-*.txt"):
         step = re.fullmatch(r"step-(\d{1,12})\.txt", path.name)
         samples |= {int(step[1]): path} if step else {}
-    changed = log.stat().st_mtime if log.is_file() else 0.0
+    came_along = folder.name == "training" and (folder.parent / "config.json").is_file()  # with a model from the Hub
+    changed = log.stat().st_mtime if log.is_file() and not came_along else 0.0  # of a download, the time tells nothing
     return Run(
         name or folder.name, folder, tuple(read_rows(log)), dict(sorted(samples.items())), max_steps(folder), changed
     )

@@ -81,6 +81,12 @@ class Sampler(NamedTuple):
     apply: Callable[..., Tensor]  # (logits (B, V), value), and with `needs_seen` the tokens seen (B, V)
     needs_seen: bool = False
     basic: bool = False  # shown at once; the others under "More"
+    widget: tuple[float, float] | None = None  # range of its slider, where `least` to `most` is too wide for one
+
+    @property
+    def slider(self) -> tuple[float, float]:
+        """The range that a slider offers."""
+        return self.widget or (self.least, self.most)
 
     def is_on(self, value: float | None) -> bool:
         return value is not None and value != self.neutral
@@ -102,15 +108,17 @@ class SamplingConfig:
     max_new_tokens: int = 200  # per prompt
     repetition_penalty: float = sampler(
         1.0, kind=float, neutral=1.0, least=1e-6, most=10**6, label="Repetition penalty",
-        apply=apply_repetition_penalty, needs_seen=True,
+        apply=apply_repetition_penalty, needs_seen=True, widget=(1, 2),
         help="above 1 disfavours the tokens that the text has already (arXiv:1909.05858)",
     )  # fmt: skip
     temperature: float = sampler(
         0.8, kind=float, neutral=1.0, least=0, most=10**6, label="Temperature", apply=apply_temperature, basic=True,
+        widget=(0, 2),
         help="below 1 sharpens, above 1 flattens, 0 always takes the likeliest token",
     )  # fmt: skip
     top_k: int | None = sampler(
         200, kind=int, neutral=0, least=0, most=math.inf, label="Top-k", apply=apply_top_k, basic=True,
+        widget=(0, 500),
         help="only the k likeliest tokens, 0 for all",
     )  # fmt: skip
     top_p: float = sampler(

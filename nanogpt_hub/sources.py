@@ -1,4 +1,4 @@
-"""Where text comes from: a file, a folder, a URL, a Hub dataset, or the Python standard library itself.
+"""Where text comes from: a file, a folder, a URL, a Hub dataset, the Python standard library, or a grammar of stories.
 
     source = open_source("my.txt")
     for text in source.documents():  # exact text, one document after the other; each call starts anew
@@ -9,22 +9,15 @@ a file is dropped. What a first look can tell (a missing file, a misspelt column
 `open_source`, before any heavy work. Every error is a `SourceError`, one sentence for the user.
 """
 
-import bz2
-import codecs
 import contextlib
-import csv
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import platform
 import re
 import sysconfig
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -32,43 +25,60 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
+from nanogpt_hub import stories
+from nanogpt_hub.files import replacing
+from nanogpt_hub.formats import (
+    BLOCK_BYTES,
+    ROW_FORMATS,
+    UNPACKERS,
+    UTF_8,
+    Chunks,
+    Reading,
+    SourceError,
+    check_encoding,
+    looks_wrong,
+    read_text,
+    read_texts,
+    suffix,
+    texts_of,
+)
+
+__all__ = ["Reading", "Source", "SourceError", "cache_root", "open_source"]
+
 PIECE_CHARS = 2**20  # a longer document is handed out in pieces of at most so many characters
-BLOCK_BYTES = 2**20  # how much of a file is read at a time
-Chunks = Iterator[tuple[str, bool]]  # pieces of text; True with the last one of a document
-
-
-class SourceError(ValueError):
-    """The data cannot be used as asked: missing, empty, binary, not in the form its name promises."""
+LISTED_FILES = 10  # of a folder's files that are in another encoding, so many are named
+ReadChunks = Callable[[Reading], Chunks]  # one pass over the documents
 
 
 @dataclass(frozen=True)
 class Source:
     """Documents of text and what is known about them. Made by `open_source`."""
 
-    kind: str  # file | folder | url | python | hub
+    kind: str  # file | folder | url | python | stories | hub | mix
     name: str  # for people: no private path, no credentials
     fingerprint: str  # sha256 hex; another one when the data has changed
-    read: Callable[[], Chunks] = field(repr=False)  # documents in chunks of any size
+    read: ReadChunks = field(repr=False)  # documents in chunks of any size
     facts: dict = field(default_factory=dict)  # what `describe` adds
     text_bytes: int | None = None  # exact size of the text where the file system tells it
+    max_bad_rows: int = 0  # rows that cannot be read are left out, up to so many in a pass
 
     def documents(self) -> Iterator[str]:
         """Whole documents, each held in memory. Each call starts anew."""
         parts = []
-        for text, ends in self.read():
+        for text, ends in self.read(Reading(self.max_bad_rows)):
             parts.append(text)
             if ends:
                 yield "".join(parts)
                 parts.clear()
 
-    def pieces(self) -> Chunks:
+    def pieces(self, reading: Reading | None = None) -> Chunks:
         """(text, ends) in flat memory: pieces of at most PIECE_CHARS; `ends` with the last one of each document.
 
         Documents are cut where byte-pair pre-tokenizers of the GPT-2 kind cut too (see `safe_cut`), so that the pieces'
-        token ids, joined, are those of the whole document.
+        token ids, joined, are those of the whole document. reading: takes down which rows could not be read.
         """
         rest = ""
-        for text, ends in self.read():
+        for text, ends in self.read(reading or Reading(self.max_bad_rows)):
             text, start = rest + text, 0
             while len(text) - start > PIECE_CHARS:
                 end = safe_cut(text, start, start + PIECE_CHARS)
@@ -109,39 +119,63 @@ def safe_cut(text: str, start: int, end: int) -> int:
 
 
 def open_source(
-    source: str, *, text_column: str = "text", config: str = "", split: str = "train", revision: str = ""
+    source: str,
+    *,
+    text_column: str = "text",
+    config: str = "",
+    split: str = "train",
+    revision: str = "",
+    encoding: str = UTF_8,
+    max_bad_rows: int = 0,
 ) -> Source:
     """Opens a source of text and takes a first look at it. Raises SourceError, one sentence, where that fails.
 
     source: a path to a file (.jsonl, .json, .parquet, .csv and .tsv hold rows with a `text_column`; anything else is
-    one document of text; .gz, .bz2 and .xz around them are opened), a folder of such files, an http(s) URL of a file,
-    "python" for the standard library of the running interpreter, or the name of a Hub dataset, for which `config`,
-    `split` and `revision` count. An existing path wins over the other readings.
+    one document of text; .gz, .bz2, .xz and .zst around them are opened), a folder of such files, an http(s) URL of a
+    file, "python" for the standard library of the running interpreter, "stories" for very short stories from a grammar
+    (see `parse_stories` for what may follow), or the name of a Hub dataset, for which `config`, `split` and `revision`
+    count. An existing path wins over the other readings.
+    encoding: of files that are not UTF-8, by Python's name for it. max_bad_rows: rows that cannot be read are left out
+    and counted, up to so many; but the first one has to be good.
     """
-    source = str(source)
+    source, form = str(source), Form(text_column, check_encoding(encoding))
     if re.fullmatch(r"https?://.+", source, re.IGNORECASE):
-        opened = _open_url(source, text_column)
+        found = _open_url(source, form)
     elif source.strip() and Path(source).expanduser().is_dir():
-        opened = _open_folder(Path(source).expanduser(), text_column)
+        found = _open_folder(Path(source).expanduser(), form)
     elif source.strip() and Path(source).expanduser().exists():
-        opened = _open_file(Path(source).expanduser(), text_column)
+        found = _open_file(Path(source).expanduser(), form)
     elif source == "python":
-        opened = _open_python()
+        found = _open_python()
+    elif source.partition(":")[0] == "stories":
+        found = _open_stories(source)
     elif _may_be_hub_id(source):
-        opened = _open_hub(source, text_column, config, split, revision)
+        found = _open_hub(source, text_column, config, split, revision)
     else:
         raise SourceError(
-            f"there is no file or folder {source!r}; give an existing path, an http(s) URL, a Hub dataset (owner/name) "
-            'or "python"'
+            f"there is no file or folder {source!r}; give an existing path, an http(s) URL, a Hub dataset "
+            '(owner/name), "python" or "stories"'
         )
-    if opened.kind != "hub" and (config or revision or split != "train"):
+    if found.kind != "hub" and (config or revision or split != "train"):
         raise SourceError(
-            f"config, split and revision belong to Hub datasets, but {source!r} is a source of kind {opened.kind}; "
+            f"config, split and revision belong to Hub datasets, but {source!r} is a source of kind {found.kind}; "
             "leave them out"
         )
-    if next(opened.pieces(), None) is None:  # looks through the first document, or the first PIECE_CHARS of it
+    if next(found.pieces(), None) is None:  # looks through the first document, or the first PIECE_CHARS of it
         raise SourceError(f"{source} holds no text: there is nothing to train on")
-    return opened
+    return replace(found, max_bad_rows=max_bad_rows)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is to be read."""
+
+    column: str = "text"  # of a table
+    encoding: str = UTF_8  # of whatever holds characters
+
+    def key(self) -> list[str]:
+        """What a fingerprint takes in: the same as ever for UTF-8."""
+        return [self.column] if self.encoding == UTF_8 else [self.column, self.encoding]
 
 
 def cache_root() -> Path:
@@ -153,167 +187,20 @@ def _digest(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
-# ---- bytes and lines of a file ---------------------------------------------------------------------------------------
-
-UNPACKERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked. What goes wrong while it is read becomes a SourceError."""
-    try:
-        with UNPACKERS.get(path.suffix.lower(), open)(path, "rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-
-
-def _no_nul(path: Path, block: bytes, offset: int) -> None:
-    if (at := block.find(0)) >= 0:
-        raise SourceError(
-            f"{path} is not text: there is a NUL byte at offset {offset + at} (a binary file, or UTF-16?); "
-            "give text in UTF-8"
-        )
-
-
-def _not_utf8(path: Path, offset: int) -> SourceError:
-    return SourceError(f"{path} is not UTF-8 text: invalid byte at offset {offset}; convert it to UTF-8 first")
-
-
-def _read_text(path: Path) -> Chunks:
-    """One document: the whole file, a block at a time; nothing for an empty file."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, found = 0, False
-    with _opened(path) as file:
-        while True:
-            block = file.read(BLOCK_BYTES)
-            _no_nul(path, block, offset)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:  # error.object begins with what an earlier block left undecided
-                raise _not_utf8(path, offset + len(block) - len(error.object) + error.start) from error
-            if not block:
-                break
-            text = text.removeprefix("\ufeff") if offset == 0 else text
-            offset += len(block)
-            if text:
-                found = True
-                yield text, False
-    if found:
-        yield "", True
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The file's lines, their ends untouched."""
-    offset = 0
-    with _opened(path) as file:
-        for line in file:
-            _no_nul(path, line, offset)
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + error.start) from error
-            yield text.removeprefix("\ufeff") if offset == 0 else text
-            offset += len(line)
-
-
-# ---- rows with a text column -----------------------------------------------------------------------------------------
-
-
-def _row_text(row: dict, column: str, where: str) -> Chunks:
-    """A row's text as a document; nothing where it is empty or null."""
-    if column not in row:
-        raise SourceError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}")
-    text = row[column]
-    if text is not None and not isinstance(text, str):
-        raise SourceError(f"{where}: column {column!r} holds {type(text).__name__}, not text; name a column of text")
-    if text:
-        yield text, True
-
-
-def _parse_json(text: str, where: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise SourceError(f"{where}: JSON nested too deep") from error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) of JSON lines; of a single JSON array, too, which is then held in memory."""
-    lines = _lines(path)
-    for number, line in enumerate(lines, 1):
-        if number == 1 and line.lstrip().startswith("["):
-            rows = _parse_json(line + "".join(lines), str(path))
-            yield from ((f"{path}, row {index}", row) for index, row in enumerate(rows, 1))
-        elif line.strip():
-            yield f"{path}, line {number}", _parse_json(line, f"{path}, line {number}")
-
-
-def _read_json(path: Path, column: str) -> Chunks:
-    for where, row in _json_rows(path):
-        if not isinstance(row, dict):
-            raise SourceError(f"{where}: an object with a column {column!r} was expected, not {type(row).__name__}")
-        for text, ends in _row_text(row, column, where):
-            if re.search("[\ud800-\udfff]", text):
-                raise SourceError(f"{where}: an escape \\ud800-\\udfff without its other half is no character")
-            yield text, ends
-
-
-def _read_csv(path: Path, column: str) -> Chunks:
-    tabs = ".tsv" in [suffix.lower() for suffix in path.suffixes]
-    csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than a document
-    rows = csv.reader(_lines(path), delimiter="\t" if tabs else ",")
-    try:
-        header = next(rows, [])
-        for values in rows:
-            if values:  # not a blank line
-                row = dict(zip(header, values, strict=False))
-                yield from _row_text(row, column, f"{path}, line {rows.line_num}")
-    except csv.Error as error:
-        raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
-
-
-def _read_parquet(path: Path, column: str) -> Chunks:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if column not in columns:
-                yield from _row_text(dict.fromkeys(columns), column, str(path))  # says which columns there are
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield from _row_text({column: text}, column, str(path))
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} is not a readable parquet file: {error}") from error
-
-
-ROW_READERS = {
-    ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json,
-    ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet,
-}  # fmt: skip
-
-
 # ---- files, folders, URLs --------------------------------------------------------------------------------------------
 
 
-def _suffix(path: Path) -> str:
-    """The suffix that tells the format: what is left under .gz and the like."""
-    inner = Path(path.stem) if path.suffix.lower() in UNPACKERS else path
-    return inner.suffix.lower()
+def _reader(path: Path, form: Form) -> ReadChunks:
+    if suffix(path) in ROW_FORMATS:
+        return lambda reading: read_texts(path, form.column, reading, form.encoding)
+    return lambda reading: read_text(path, form.encoding)
 
 
-def _reader(path: Path, column: str) -> Callable[[], Chunks]:
-    rows = ROW_READERS.get(_suffix(path))
-    return partial(rows, path, column) if rows else partial(_read_text, path)
-
-
-def _text_bytes(paths: list[Path]) -> int | None:
-    """The size of the text itself, unless it lies packed or in rows."""
-    if any(path.suffix.lower() in UNPACKERS or _suffix(path) in ROW_READERS for path in paths):
+def _text_bytes(paths: list[Path], form: Form) -> int | None:
+    """The size of the text itself, unless it lies packed or in rows or is in another encoding."""
+    if form.encoding != UTF_8:
+        return None
+    if any(path.suffix.lower() in UNPACKERS or suffix(path) in ROW_FORMATS for path in paths):
         return None
     return sum(path.stat().st_size for path in paths)
 
@@ -323,54 +210,72 @@ def _stat_facts(path: Path) -> tuple:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def _open_file(path: Path, column: str) -> Source:
+def _open_file(path: Path, form: Form) -> Source:
     if path.is_file() and path.stat().st_size == 0:
         raise SourceError(f"{path} is empty; give a file with text in it")
     facts = {"bytes": path.stat().st_size}
-    fingerprint = _digest("file", _stat_facts(path), column)
-    return Source("file", path.name, fingerprint, _reader(path, column), facts, _text_bytes([path]))
+    fingerprint = _digest("file", _stat_facts(path), *form.key())
+    return Source("file", path.name, fingerprint, _reader(path, form), facts, _text_bytes([path], form))
 
 
-def _is_binary(path: Path) -> bool:
-    with _opened(path) as file:
-        return 0 in file.read(4096)
-
-
-def _folder_files(folder: Path) -> tuple[list[Path], int]:
+def _folder_files(folder: Path, form: Form) -> tuple[list[Path], int]:
     """The files of a folder that hold the data, sorted, and how many others were left out.
 
     Where there are tables (parquet, jsonl, csv, tsv; json only where there is nothing else), they alone are the data,
     and what lies beside them, such as a README, is not. Otherwise each text file is. Hidden, binary and empty files
-    never are.
+    never are. Raises SourceError for text files in another encoding, which it names.
     """
     found = [path for path in folder.rglob("*") if path.is_file()]
     parts = {path: path.relative_to(folder).parts for path in found}
     seen = [path for path in found if path.stat().st_size and not any(part.startswith(".") for part in parts[path])]
-    rows = [path for path in seen if _suffix(path) in ROW_READERS]
-    tables = rows if len(rows) == len(seen) else [path for path in rows if _suffix(path) != ".json"]
-    files = tables or [path for path in seen if not _is_binary(path)]
-    return sorted(files, key=parts.get), len(found) - len(files)
+    rows = [path for path in seen if suffix(path) in ROW_FORMATS]
+    tables = rows if len(rows) == len(seen) else [path for path in rows if suffix(path) != ".json"]
+    files = sorted(tables or seen, key=parts.get)
+    if not tables and form.encoding == UTF_8:
+        files = _text_files(folder, files)
+    return files, len(found) - len(files)
 
 
-def _chain(readers: list[Callable[[], Chunks]]) -> Chunks:
+def _text_files(folder: Path, files: list[Path]) -> list[Path]:
+    """Those of the files that are text in UTF-8, where the others are binary."""
+    wrong = {path: guess for path in files if (guess := looks_wrong(path)) is not None}
+    other = {path: guess for path, guess in wrong.items() if guess}
+    if other:
+        names = [f"{path.relative_to(folder).as_posix()} (looks like {guess})" for path, guess in other.items()]
+        more = f" and {len(names) - LISTED_FILES} more" if len(names) > LISTED_FILES else ""
+        guess, text_files = next(iter(other.values())), len(files) - len(wrong) + len(other)
+        raise SourceError(
+            f"{len(other)} of the {text_files} text files in {folder} are not UTF-8: "
+            f"{', '.join(names[:LISTED_FILES])}{more}; give --data.encoding {guess} if all files are in it, or convert "
+            f"these, each by: iconv -f {guess} -t utf-8 FILE > NEW"
+        )
+    return [path for path in files if path not in wrong]
+
+
+def _chain(readers: list[ReadChunks], reading: Reading) -> Chunks:
     for read in readers:
-        yield from read()
+        yield from read(reading)
 
 
-def _open_folder(folder: Path, column: str) -> Source:
-    files, skipped = _folder_files(folder)
+def _open_folder(folder: Path, form: Form) -> Source:
+    files, skipped = _folder_files(folder, form)
     if not files:
         raise SourceError(f"the folder {folder} holds no text file ({skipped} hidden, binary or empty files in it)")
-    tables = all(_suffix(path) in ROW_READERS for path in files)
-    readers = [_reader(path, column) if tables else partial(_read_text, path) for path in files]
+    tables = all(suffix(path) in ROW_FORMATS for path in files)
+    readers = [_reader(path, form) if tables else partial(_read_text, path, form) for path in files]
     facts = {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
     if skipped:
         facts["skipped_files"] = skipped
-    fingerprint = _digest("folder", [_stat_facts(path) for path in files], column)
-    return Source("folder", folder.resolve().name, fingerprint, partial(_chain, readers), facts, _text_bytes(files))
+    fingerprint = _digest("folder", [_stat_facts(path) for path in files], *form.key())
+    read = partial(_chain, readers)
+    return Source("folder", folder.resolve().name, fingerprint, read, facts, _text_bytes(files, form))
 
 
-def _open_url(url: str, column: str) -> Source:
+def _read_text(path: Path, form: Form, reading: Reading) -> Chunks:
+    return read_text(path, form.encoding)
+
+
+def _open_url(url: str, form: Form) -> Source:
     parts = urlsplit(url)
     public = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
     file_name = re.sub(r"[^\w.-]", "_", unquote(parts.path.rsplit("/", 1)[-1])) or "index"
@@ -380,8 +285,8 @@ def _open_url(url: str, column: str) -> Source:
     size = path.stat().st_size
     if size == 0:
         raise SourceError(f"{public} is empty; give the URL of a file with text in it")
-    fingerprint = _digest("url", url, size, column)
-    return Source("url", public, fingerprint, _reader(path, column), {"bytes": size}, _text_bytes([path]))
+    fingerprint = _digest("url", url, size, *form.key())
+    return Source("url", public, fingerprint, _reader(path, form), {"bytes": size}, _text_bytes([path], form))
 
 
 def _download(url: str, public: str, path: Path) -> None:
@@ -389,17 +294,13 @@ def _download(url: str, public: str, path: Path) -> None:
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as aside, open(aside, "wb") as file:
             _fetch(url, public, file)
-        os.replace(aside, path)
     except requests.RequestException as error:
         status = getattr(error.response, "status_code", None)
         reason = f"HTTP {status} {error.response.reason}" if status else type(error).__name__
         raise SourceError(f"could not download {public}: {reason}") from None  # the error's own text shows the query
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 def _fetch(url: str, public: str, file: BinaryIO) -> None:
@@ -441,14 +342,60 @@ def _open_python() -> Source:
     version, size = platform.python_version(), sum(path.stat().st_size for path in files)
     facts = {"revision": version, "license": "PSF-2.0", "files": len(files), "bytes": size}
     fingerprint = _digest("python", version, [(name, modules[name].stat().st_size) for name in names])
-    readers = [partial(_read_text, path) for path in files]
+    readers = [partial(_read_text, path, Form()) for path in files]
     name = f"Python {version} standard library"
     return Source("python", name, fingerprint, partial(_chain, readers), facts, size)
 
 
+# ---- stories from a grammar ------------------------------------------------------------------------------------------
+
+STORIES = {"level": 4, "seed": 1, "size": 8_000_000}  # defaults; the size is in characters
+
+
+def parse_stories(source: str) -> dict[str, int]:
+    """ "stories:level=2,seed=7" as {"level": 2, "seed": 7, "size": 8_000_000}. Raises SourceError for anything else.
+
+    level: 1 to 4 (see stories.py); seed: which stream of stories; size: how many characters of it, ending with a whole
+    story.
+    """
+    settings = dict(STORIES)
+    for setting in filter(None, source.partition(":")[2].split(",")):
+        key, _, value = setting.partition("=")
+        if key.strip() not in STORIES or not re.fullmatch(r"[\d_]+", value.strip(), re.ASCII):
+            raise SourceError(
+                f"{source!r}: {setting!r} is not a setting of stories; write stories, or settings behind it as in "
+                f"stories:{','.join(f'{k}={v}' for k, v in STORIES.items())}"
+            )
+        settings[key.strip()] = int(value)
+    if settings["level"] not in stories.LEVELS or not settings["size"]:
+        raise SourceError(
+            f"{source!r}: level must be one of {', '.join(map(str, stories.LEVELS))}, and size at least 1"
+        )
+    return settings
+
+
+def _open_stories(source: str) -> Source:
+    """So many characters of the endless stream of a level and seed; its entropy is a fact."""
+    settings = parse_stories(source)
+    level, seed, size = (settings[key] for key in STORIES)
+    name = f"stories of level {level}" + (f", seed {seed}" if seed != STORIES["seed"] else "")
+    known = stories.entropy(level)
+    facts = {"level": level, "seed": seed, "characters": size, "license": "mit", "bits_per_document": known.bits}
+    fingerprint = _digest("stories", settings, next(stories.stories(level, seed)), known.bits, known.characters)
+    return Source("stories", name, fingerprint, partial(_read_stories, level, seed, size), facts)
+
+
+def _read_stories(level: int, seed: int, size: int, reading: Reading) -> Chunks:
+    for story in stories.stories(level, seed):
+        yield story, True
+        size -= len(story)
+        if size <= 0:
+            return
+
+
 # ---- the Hub ---------------------------------------------------------------------------------------------------------
 
-FILE_SUFFIXES = {".txt", ".md", ".text", ".log", ".py", ".html", ".zip", ".bin", *UNPACKERS, *ROW_READERS}
+FILE_SUFFIXES = {".txt", ".md", ".text", ".log", ".py", ".html", ".zip", ".bin", *UNPACKERS, *ROW_FORMATS}
 
 
 def _may_be_hub_id(source: str) -> bool:
@@ -461,10 +408,11 @@ def _open_hub(name: str, column: str, config: str, split: str, revision: str) ->
     found = _hub_facts(name, revision)
     revision = found.get("revision", revision)
     rows = _load_hub(name, config, split, revision, online=bool(found))
+    begin = rows.state_dict() if hasattr(rows, "state_dict") else None
     facts = {"config": config, "split": split, "revision": revision, **found}
     facts = {key: value for key, value in facts.items() if value}
     fingerprint = _digest("hub", name, config, split, revision, column)
-    return Source("hub", name, fingerprint, partial(_read_hub, rows, name, column), facts)
+    return Source("hub", name, fingerprint, partial(_read_hub, rows, begin, name, column), facts)
 
 
 def _hub_facts(name: str, revision: str) -> dict:
@@ -519,7 +467,19 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
         ) from error
 
 
-def _read_hub(rows, name: str, column: str) -> Chunks:
+def _read_hub(rows, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
+    """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream. begin: its
+    position before the first row; None for a table in the local cache, which has none and is read over instead."""
+    first = reading.start["rows"] if reading.start else 0
+    number = first
+
+    def located() -> Iterator[tuple[str, dict]]:
+        nonlocal number
+        for number, row in enumerate(rows, first + 1):
+            yield f"the Hub dataset {name}, row {number}", row
+
+    if begin is not None:  # a position that is loaded stays with the object, so the beginning has to be loaded as well
+        rows.load_state_dict(reading.start["state"] if reading.start else begin)
+        reading.mark = lambda: {"rows": number, "state": rows.state_dict()}
     with _hub_errors(name):
-        for row in rows:
-            yield from _row_text(row, column, f"the Hub dataset {name}")
+        yield from texts_of(located(), column, reading)

@@ -9,9 +9,11 @@ Whatever the kind, a tokenizer *is* its tokenizer.json: what is built here is wr
 read like any other, and what it can do follows from the file alone.
 """
 
+import base64
 import codecs
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,9 @@ from tqdm import tqdm
 EOT = "<|endoftext|>"  # GPT-2's end of text, put between documents
 MAX_FILE_BYTES = 64 * 2**20  # the largest tokenizers in use (260,000 tokens) take half of it
 MAX_TOKEN_ID = 2**22  # a made-up id of four billion must not size an embedding table
+MAX_STEPS = 32  # of a normalizer or a decoder, those inside of others counted
+UNICODE_GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Lowercase": 3, "ByteLevel": 4, "BertNormalizer": 3}
+MAX_GROWTH = 512  # how many times longer a normalizer or a decoder may make a text; honest ones stay below 100
 
 # How GPT-2 cuts text into words before it merges bytes: what `ByteLevel` does in the tokenizers library.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -56,9 +61,12 @@ class Tokenizer:
     def __init__(self, json_text: str, config: dict | None = None):
         """From the text of a tokenizer.json and the contents of a tokenizer_config.json. ValueError if it is broken."""
         self._json = json_text
+        data = _json_object(json_text)
+        for part in ("normalizer", "decoder"):
+            _check_growth(data.get(part), part)
         with _as_value_error("read it"):
             self._backend = _backend(json_text)
-            data, vocab = json.loads(json_text), self._backend.get_vocab()
+            vocab = self._backend.get_vocab()
             self._tokens = {token_id: token for token, token_id in vocab.items()}
             self._bytes, self._strips_first_space = _bytes_of_tokens(data.get("decoder"), self._tokens)
             self.kind = _kind(data, vocab)
@@ -99,6 +107,11 @@ class Tokenizer:
 
     def __reduce__(self):  # the library's own pickle forgets that "</s>" in a text is text
         return Tokenizer, (self._json, self.config)
+
+    @property
+    def merges(self) -> list[list[str]]:
+        """The pairs that a BPE joins, in order; none for a tokenizer of another kind."""
+        return _pairs(json.loads(self._json)["model"].get("merges", []))
 
     @cached_property
     def hash(self) -> str:
@@ -438,6 +451,56 @@ def _backend(text: str) -> tokenizers.Tokenizer:
     return backend
 
 
+def _check_growth(step: object, part: str) -> None:
+    """Refuses a normalizer or decoder that makes a text too long: nine replacements of a letter by ten make a thousand
+    million of it, and the library ends the process when its memory is used up."""
+    steps = [*_steps(step)]
+    growth = math.prod(map(_growth, steps)) if len(steps) <= MAX_STEPS else math.inf
+    if growth > MAX_GROWTH:
+        raise ValueError(
+            f"its {part} has {len(steps)} steps that can make a text {growth:,.0f} times longer; at most {MAX_STEPS} "
+            f"steps and {MAX_GROWTH} times are allowed"
+        )
+
+
+def _steps(step: object, depth: int = 0) -> Iterator[dict]:
+    """The steps of a normalizer or decoder, in order."""
+    if depth > 8:
+        raise ValueError("its normalizer or decoder is nested more than 8 levels deep")
+    if isinstance(step, dict):
+        inside = step.get("normalizers") or step.get("decoders")
+        if isinstance(inside, list):
+            for part in inside:
+                yield from _steps(part, depth + 1)
+        else:
+            yield step
+
+
+def _growth(step: dict) -> float:
+    """The most characters that one step makes of one character."""
+    kind, content = step.get("type"), str(step.get("content") or "")
+    if kind == "Replace":
+        pattern = step.get("pattern")
+        literal = str(pattern.get("String") or "") if isinstance(pattern, dict) else ""
+        return max(1.0, len(content) / len(literal)) if literal else 1.0 + len(content)  # a regex may match nothing
+    if kind == "Precompiled":
+        return float(_longest_entry(step.get("precompiled_charsmap")))
+    if kind in ("Prepend", "Metaspace", "WordPiece", "CTC", "BPEDecoder"):
+        added = (step.get(name) for name in ("prepend", "replacement", "prefix", "word_delimiter_token", "suffix"))
+        return 1.0 + max(0, *(len(str(text or "")) - 1 for text in added))
+    return UNICODE_GROWTH.get(kind, 1.0)
+
+
+def _longest_entry(charsmap: object) -> int:
+    """The longest replacement in a sentencepiece table: a trie after its size, then texts, each with a NUL."""
+    try:
+        table = base64.b64decode(str(charsmap or ""))
+    except ValueError:
+        return 1  # the library refuses it
+    texts = table[4 + int.from_bytes(table[:4], "little") :]
+    return max(1, *map(len, texts.split(b"\0")))
+
+
 @contextmanager
 def _as_value_error(verb: str) -> Iterator[None]:
     """The tokenizers library meets what it does not expect with bare Exceptions or panics, which are not even those."""
@@ -483,8 +546,8 @@ def _complete_config(config: dict | None, has_eot: bool) -> dict:
     config = dict(config or {"clean_up_tokenization_spaces": False, **special})
     if config.pop("auto_map", None) or not config.get("tokenizer_class"):
         config["tokenizer_class"] = TOKENIZER_CLASS
-    if has_eot and not config.get("eos_token"):
-        config["eos_token"] = EOT
+    for name in ("eos_token", "pad_token") if has_eot else ():  # without the second, batches cannot be padded
+        config[name] = config.get(name) or EOT
     return config
 
 

@@ -115,6 +115,7 @@ class User:
     name: str
     orgs: tuple[str, ...] = ()
     role: str = "write"
+    org_role: str = "write"  # in all of its organisations
 
 
 @dataclass
@@ -181,6 +182,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.corrupt: set[str] = set()  # paths of which a byte flips on the way
+        self.renamed: dict[str, str] = {}  # old name of a repo -> the name that it has now
 
     def add_user(self, name: str, token: str, orgs: tuple[str, ...] = (), role: str = "write") -> User:
         self.users[token] = User(name, orgs, role)
@@ -212,6 +214,7 @@ class HubServer:
 
     def find(self, request: Request, kind: str, repo_id: str, write: bool = False) -> Repo:
         """The repo, if this user may know of it (and write to it)."""
+        repo_id = self.renamed.get(repo_id, repo_id)
         repo = self.repos.get((kind, repo_id))
         mine = request.user is not None and repo_id.split("/")[0] in (request.user.name, *request.user.orgs)
         if repo is None or (repo.private and not mine):
@@ -235,8 +238,8 @@ def whoami(hub: HubServer, request: Request) -> Response:
     if request.user is None:
         raise Answer(401, "Invalid credentials in Authorization header")
     user = request.user
-    return answer({"type": "user", "name": user.name, "orgs": [{"name": org} for org in user.orgs],
-                   "auth": {"accessToken": {"role": user.role}}})  # fmt: skip
+    orgs = [{"name": org, "roleInOrg": user.org_role} for org in user.orgs]
+    return answer({"type": "user", "name": user.name, "orgs": orgs, "auth": {"accessToken": {"role": user.role}}})
 
 
 @route("POST", "/api/repos/create")
@@ -288,7 +291,7 @@ def info(hub: HubServer, request: Request, kind: str, repo_id: str, revision: st
             entry.update(size=len(file.data), blobId=file.blob_id)
             if file.lfs:
                 entry["lfs"] = {"sha256": file.sha256, "size": len(file.data), "pointerSize": 130}
-    return answer({"id": repo_id, "sha": commit.sha, "private": repo.private, "gated": repo.gated, "tags": [],
+    return answer({"id": repo.id, "sha": commit.sha, "private": repo.private, "gated": repo.gated, "tags": [],
                    "siblings": siblings, "author": repo_id.split("/")[0], "downloads": 0, "likes": 0})  # fmt: skip
 
 
@@ -325,7 +328,7 @@ def commits(hub: HubServer, request: Request, kind: str, repo_id: str, revision:
 # --- writing ----------------------------------------------------------------------------------------------------------
 @route("POST", REPO + "/preupload/(?P<revision>[^/]+)")
 def preupload(hub: HubServer, request: Request, kind: str, repo_id: str, revision: str) -> Response:
-    old = hub.find(request, kind, repo_id, write=True).at(revision).tree
+    old = hub.find(request, kind, repo_id, write="create_pr" not in request.query).at(revision).tree
     files = []
     for asked in request.json()["files"]:
         path = asked["path"]
@@ -337,7 +340,7 @@ def preupload(hub: HubServer, request: Request, kind: str, repo_id: str, revisio
 
 @route("POST", r"(?P<kind>/spaces)?/(?P<repo_id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 def lfs_batch(hub: HubServer, request: Request, kind: str | None, repo_id: str) -> Response:
-    hub.find(request, "spaces" if kind else "models", repo_id, write=True)
+    hub.find(request, "spaces" if kind else "models", repo_id)  # also for a pull request to somebody else's
     objects = []
     for asked in request.json()["objects"]:
         entry = {"oid": asked["oid"], "size": asked["size"]}
@@ -382,7 +385,8 @@ def apply(hub: HubServer, tree: dict[str, File], key: str, value: dict) -> None:
 
 @route("POST", REPO + "/commit/(?P<revision>[^/]+)")
 def commit(hub: HubServer, request: Request, kind: str, repo_id: str, revision: str) -> Response:
-    repo = hub.find(request, kind, repo_id, write=True)
+    pull_request = "create_pr" in request.query
+    repo = hub.find(request, kind, repo_id, write=not pull_request)
     if revision not in repo.branches:
         raise Answer(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     header, *operations = [json.loads(line) for line in request.body.splitlines()]
@@ -392,8 +396,24 @@ def commit(hub: HubServer, request: Request, kind: str, repo_id: str, revision: 
     tree = dict(repo.at(revision).tree)
     for operation in operations:
         apply(hub, tree, operation["key"], operation["value"])
+    said = {}
+    if pull_request:
+        number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+        said["pullRequestUrl"] = f"{hub.url}/{repo_id}/discussions/{number}"
+        repo.branches[f"refs/pr/{number}"] = repo.branches[revision]
+        revision = f"refs/pr/{number}"
     made = repo.commit(tree, about["summary"], revision, about["description"])
-    return answer({"success": True, "commitOid": made.sha, "commitUrl": f"{hub.url}/{repo_id}/commit/{made.sha}"})
+    url = f"{hub.url}/{repo_id}/commit/{made.sha}"
+    return answer({"success": True, "commitOid": made.sha, "commitUrl": url, **said})
+
+
+@route("POST", REPO + "/super-squash/(?P<branch>[^/]+)")
+def super_squash(hub: HubServer, request: Request, kind: str, repo_id: str, branch: str) -> Response:
+    repo = hub.find(request, kind, repo_id, write=True)
+    tree = repo.at(branch).tree
+    del repo.branches[branch]
+    repo.commit(tree, request.json()["message"], branch)
+    return answer({})
 
 
 @route("POST", REPO + "/branch/(?P<branch>[^/]+)")

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_hub.engine.select import open_engine
 from nanogpt_hub.evaluate import evaluate, token_lengths, token_stream, windows
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train.data import EvalWindows, prepare
+from train.data import EvalWindows
+from train.shards import prepare
 
 TEXT = "Fair is foul, and foul is fair: hover through the fog and filthy air – çà et là.\n" * 5
 
@@ -137,3 +139,14 @@ def test_memory_stays_flat(tmp_path):
         tracemalloc.stop()
     assert n > path.stat().st_size
     assert peak < 40 * 2**20  # the ids alone take eight bytes each
+
+
+def test_each_engine_measures_the_same(documents, every_engine):
+    tokenizer = build_tokenizer("byte", [])
+    model = make_model(tokenizer.vocab_size)
+    expected = evaluate(model, tokenizer, documents)
+    engine = open_engine(every_engine)
+    assert engine.name == every_engine
+    got = evaluate(model, tokenizer, documents, engine=engine)
+    assert (got.tokens, got.bytes) == (expected.tokens, expected.bytes)
+    assert got.loss == pytest.approx(expected.loss, rel=1e-5)

@@ -14,7 +14,10 @@ FILES = sorted([*ROOT.glob("nanogpt_hub/**/*.py"), *ROOT.glob("train/**/*.py"), 
 ROOMS = {
     "model": set(),
     "tokenizer": set(),
-    "sources": set(),
+    "files": set(),
+    "formats": set(),
+    "stories": set(),
+    "sources": {"files", "formats", "stories"},
     "fingerprint": set(),
     "core": {"model", "fingerprint"},
     "families": {"model"},
@@ -24,11 +27,15 @@ ROOMS = {
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint"},
-    "evaluate": {"model", "tokenizer", "sources", "generate"},
-    "hub.readme": set(),
-    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "hub.*"},
-    "importers.*": {"model", "tokenizer", "families", "checkpoint", "hub.card"},
+    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
+    "mixture": {"sources", "formats"},
+    "duplicates": {"sources", "formats"},
+    "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
+    "hub.plain_yaml": set(),
+    "hub.readme": {"hub.plain_yaml"},
+    "exporters.*": {"model", "tokenizer", "checkpoint"},
+    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "hub.*"},
+    "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 
 
@@ -108,7 +115,7 @@ def test_no_rooms_import_each_other():
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "sources"):
+    for room in ("tokenizer", "formats", "sources", "stories"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 

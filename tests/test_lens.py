@@ -15,6 +15,7 @@ from nanogpt_hub.lens import (
     divergence,
     first_difference,
     logit_lens,
+    look_at_end,
     look_inside,
     next_tokens,
     parameters_by_part,
@@ -108,6 +109,16 @@ def test_logit_lens_ends_at_the_models_own_output(model):
     assert torch.equal(lens.answer_probs[-1], lens.top_probs[-1])
     assert lens.answer_ranks[-1].eq(1).all()
     assert lens.top_tokens[0][0] == BYTE.token_str(int(lens.top_ids[0, 0]))
+
+
+def test_the_last_position_alone_is_that_of_the_whole_text(model):
+    inside, end = look_inside(model, BYTE, TEXT), look_at_end(model, BYTE, BYTE.encode(TEXT))
+    lens = logit_lens(model, BYTE, inside)
+    torch.testing.assert_close(end.attention, inside.attention[:, :, -1])
+    torch.testing.assert_close(end.logits.softmax(-1), own_logits(model, TEXT)[-1].softmax(-1))
+    torch.testing.assert_close(end.depths.amax(-1), lens.top_probs[:, -1])
+    with pytest.raises(ValueError, match="no tokens"):
+        look_at_end(model, BYTE, [])
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_hub import sources
+from nanogpt_hub import formats, sources
 from nanogpt_hub.sources import Source, SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
 
@@ -72,14 +72,65 @@ def test_a_byte_order_mark_is_dropped_at_the_start_alone(tmp_path):
 
 @pytest.mark.parametrize("block", [3, 5, 64])
 def test_characters_and_offsets_survive_block_borders(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", block)
     text = "é日🙂\r\n" * 20
     assert documents(write(tmp_path / "a.txt", text)) == [text]
     for rotten in (b"\xff", b"\xf0\x9f", b"\0"):  # invalid, cut short, not text
         data = text.encode() + rotten
-        source = sources._open_file(write(tmp_path / "b.txt", data), "text")
+        source = sources._open_file(write(tmp_path / "b.txt", data), sources.Form())
         with pytest.raises(SourceError, match=f"offset {len(text.encode())}\\b"):
             list(source.documents())
+
+
+def zst(data: bytes) -> bytes:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def test_zstandard_is_unpacked_in_several_frames_and_told_when_it_is_cut(tmp_path):
+    data = zst(NASTY.encode()) + zst(b"more")
+    assert documents(write(tmp_path / "a.txt.zst", data)) == [NASTY + "more"]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ROWS)
+    assert documents(write(tmp_path / "a.jsonl.zst", zst(rows.encode()))) == ROWS
+    with pytest.raises(SourceError, match="cannot be read"):
+        documents(write(tmp_path / "cut.zst", zst(os.urandom(5000))[:-300]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1", "cp1252"])
+def test_other_encodings_are_read_when_they_are_named(tmp_path, encoding):
+    text = "café, naïve\r\n\ttwo\n"
+    path = write(tmp_path / "a.txt", text.encode(encoding))
+    assert documents(path, encoding=encoding) == [text]
+    assert documents(write(tmp_path / "a.csv", "text\né\n".encode(encoding)), encoding=encoding) == ["é"]
+    rows = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in ["é", "two"])
+    assert documents(write(tmp_path / "a.jsonl", rows.encode(encoding)), encoding=encoding) == ["é", "two"]
+    assert open_source(str(path), encoding=encoding).fingerprint != sources._open_file(path, sources.Form()).fingerprint
+
+
+def test_an_encoding_that_is_none_and_text_that_is_not_in_it_are_told(tmp_path):
+    path = write(tmp_path / "a.txt", b"abc")
+    for name in ("utf-9", "hex"):
+        with pytest.raises(SourceError, match=f"no text encoding '{name}'; give utf-8, utf-16, latin-1, cp1252"):
+            open_source(str(path), encoding=name)
+    with pytest.raises(SourceError, match=r"not utf-16 text: UTF-16 stream does not start with BOM"):
+        documents(path, encoding="utf-16")
+
+
+def test_the_files_of_a_folder_in_another_encoding_are_named(tmp_path):
+    for name, data in {
+        "a/1.txt": "naïve café".encode("latin-1"), "2.txt": "some text".encode("utf-16"), "3.txt": b"plain",
+        "4.png": b"\x89PNG\0\1",
+    }.items():  # fmt: skip
+        write(tmp_path / name, data)
+    with pytest.raises(
+        SourceError, match=r"2 of the 3 text files .*: 2\.txt \(looks like utf-16\), a/1\.txt \(looks"
+    ) as e:
+        open_source(str(tmp_path))
+    assert "iconv -f utf-16 -t utf-8 FILE > NEW" in str(e.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.parquet"])
@@ -160,7 +211,7 @@ def test_the_fingerprint_follows_the_data(tmp_path):
 
 
 def in_pieces(monkeypatch, texts: list[str], size: int) -> list[tuple[str, bool]]:
-    def read():
+    def read(reading):
         for text in texts:
             yield text[:7], False
             yield text[7:], True
@@ -214,19 +265,28 @@ def test_code_in_pieces_has_the_token_ids_of_the_whole(gpt2_ranks, kind):
 BAD_FILES = {
     "empty.txt": (b"", r"is empty"),
     "mark.txt": ("\ufeff".encode(), r"holds no text"),
-    "picture.txt": (b"text \0 ...", r"not text: there is a NUL byte at offset 5 "),
-    "latin.txt": ("café".encode("latin-1"), r"not UTF-8 text: invalid byte at offset 3;"),
-    "wide.csv": ("text\na".encode("utf-16"), r"\(a binary file, or UTF-16\?\)"),
+    "picture.txt": (b"text \0 ...", r"not text: there is a NUL byte at offset 5; a binary file\?"),
+    "latin.txt": (
+        "café".encode("latin-1"),
+        r"not UTF-8 text: invalid byte at offset 3; it looks like latin-1: give",
+    ),
+    "windows.txt": (
+        "“café”".encode("cp1252"),
+        r"invalid byte at offset 0; it looks like cp1252: give",
+    ),
+    "wide.csv": ("text\na".encode("utf-16"), r"it looks like utf-16: give --data.encoding utf-16"),
+    "wide.txt": ("some text".encode("utf-16-be"), r"NUL byte at offset 0; it looks like utf-16-be: give"),
+    "packed.zst": (b"plain", r"cannot be read: Not a zstandard file"),
     "packed.txt.gz": (b"plain", r"cannot be read: Not a gzipped file"),
     "cut.gz": (gzip.compress(os.urandom(1000))[:-200], r"cannot be read"),
     "column.jsonl": (b'{"txt": "a", "n": 1}', r"column.jsonl, line 1 has no column 'text'; it has txt, n$"),
     "column.csv": (b"txt,n\na,1\n", r"has no column 'text'; it has txt, n$"),
     "nothing.csv": (b"text,n\n", r"holds no text"),
     "number.jsonl": (b'{"text": 1}', r"line 1: column 'text' holds int, not text"),
-    "array.jsonl": (b'"text"\n', r"line 1: an object with a column 'text' was expected, not str"),
+    "array.jsonl": (b'"text"\n', r"line 1: an object with columns was expected, not str"),
     "nested.jsonl": (b'{"text":' * 100_000, r"line 1: (JSON nested too deep|not valid JSON)"),
     "broken.jsonl": (b'\n{"text": "a"\n', r"line 2: not valid JSON \(Expecting ',' delimiter"),
-    "half.jsonl": (b'{"text": "a\\ud800"}', r"line 1: .* is no character"),
+    "half.jsonl": (b'{"text": "a\\ud800"}', r"line 1: column 'text' holds half a character"),
     "null.jsonl": (b'{"text": null}\n{"text": ""}', r"holds no text"),
     "rotten.parquet": (b"PAR1 no", r"not a readable parquet file"),
 }
@@ -447,6 +507,25 @@ def test_a_hub_dataset(server, tmp_path):
     assert sliced[1] == ["two", "three"]
     for error, message in zip(errors, bad, strict=True):
         assert re.search(message, error)
+
+
+def test_a_stream_is_gone_on_with_from_its_mark(tmp_path):
+    import datasets
+
+    for part in range(2):
+        write_rows(tmp_path / f"{part}.jsonl", [f"{part} {i}" if i % 5 else None for i in range(40)])
+    files = [str(tmp_path / f"{part}.jsonl") for part in range(2)]
+    rows = datasets.load_dataset("json", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path))
+    begin, reading = rows.state_dict(), formats.Reading()
+    texts, marks = [], []
+    for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", reading):
+        texts.append(text)
+        marks.append(json.loads(json.dumps(reading.mark())))
+    assert len(texts) == 64
+    for at in (0, 5, 31, 32, 63):
+        again = formats.Reading(start=marks[at])
+        assert [text for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", again)] == texts[at + 1 :]
+    assert [text for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", formats.Reading())] == texts
 
 
 def test_no_network_and_no_such_file():

@@ -11,23 +11,27 @@ that most vocabularies can spell, each answer ended by end-of-text (by a new lin
     <|assistant|>
     Hello.<|endoftext|>
 
-A template is a program in the Jinja language, and mostly somebody else's: it runs in Jinja's sandbox and sees nothing
-but the conversation and the names of the special tokens.
+A template is a program in the Jinja language, and mostly somebody else's: it runs in Jinja's sandbox, in a process of
+its own with limits on time and memory, and sees nothing but the conversation and the names of the special tokens.
 """
 
-import functools
+import contextlib
 import json
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jinja2
 import tokenizers
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanogpt_hub.tokenizer import Tokenizer
+from train.template_child import environment
 
+WALL_SECONDS = 30.0  # for one conversation, where the system cannot count the processor's
 PLAIN = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -46,6 +50,60 @@ class TemplateError(ValueError):
     """A chat template that is none, or that cannot write a conversation."""
 
 
+class Renderer:
+    """A template in a process of its own, with limits on time and memory (template_child.py).
+
+    Started when it is first needed, and anew in a process that was forked since. Raises TemplateError.
+    """
+
+    def __init__(self, template: str):
+        self.template, self.pid = template, 0
+        self.child: subprocess.Popen | None = None
+        self("template", template=template)
+
+    def __call__(self, part: str, **request) -> str:
+        """What the child answers: the `part` of its reply."""
+        if self.pid != os.getpid() or self.child is None:
+            self._start()
+            if part != "template":
+                self("template", template=self.template)
+        reply = self._ask(request)
+        if "error" in reply:
+            raise TemplateError(reply["error"])
+        return reply.get(part, "")
+
+    def _start(self) -> None:
+        script = str(Path(__file__).with_name("template_child.py"))
+        self.child = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.pid = os.getpid()
+        weakref.finalize(self, end, self.child)
+
+    def _ask(self, request: dict) -> dict:
+        guard = threading.Timer(WALL_SECONDS, self.child.kill) if os.name == "nt" else None  # elsewhere it ends itself
+        if guard:
+            guard.start()
+        try:
+            self.child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+            self.child.stdin.flush()
+            return json.loads(self.child.stdout.readline())
+        except (OSError, ValueError) as error:
+            end(self.child)
+            self.child = None
+            raise TemplateError("it takes too much time or memory, and was stopped") from error
+        finally:
+            if guard:
+                guard.cancel()
+
+
+def end(child: subprocess.Popen) -> None:
+    """Ends a child and lets go of its pipes."""
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
+    child.wait()
+
+
 class ChatTemplate:
     """The chat template of a tokenizer, or `PLAIN`, at work. Raises TemplateError when it cannot be read."""
 
@@ -53,24 +111,22 @@ class ChatTemplate:
         text = template_of(tokenizer)
         if len(text) > MAX_CHARACTERS:
             raise TemplateError(f"the chat template has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
-        try:
-            self._template = environment().from_string(text)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise TemplateError(f"the tokenizer's chat template cannot be read: {error}") from error
         self._tokenizer, self._backend = tokenizer, special_aware(tokenizer)
         self._special = special_tokens(tokenizer)
+        try:
+            self._render = plain_renderer() if text == PLAIN else Renderer(text)
+        except TemplateError as error:
+            raise TemplateError(f"the tokenizer's chat template cannot be read: {error}") from error
+
+    def __reduce__(self):
+        return ChatTemplate, (self._tokenizer,)
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The conversation as text; with `add_generation_prompt`, up to where the next answer begins."""
+        about = {"tools": None, "documents": None, **self._special}
         try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special,
-            )
-        except Exception as error:  # a program by somebody else can fail in any way
+            return self._render("text", messages=messages, add_generation_prompt=add_generation_prompt, **about)
+        except Exception as error:
             raise TemplateError(f"the chat template cannot write this conversation: {error}") from error
 
     def answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
@@ -145,26 +201,7 @@ def special_aware(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(json.dumps(data))
 
 
-class Generation(Extension):
-    """Reads over `{% generation %}` and its end, which templates may put around answers."""
-
-    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
-
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as Transformers sets it up, but without a clock: a conversation's ids must be the same tomorrow."""
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    made.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
-    made.globals["raise_exception"] = refuse
-    return made
-
-
-def refuse(message: str):
-    """What templates call when a conversation is not for them."""
-    raise jinja2.TemplateError(message)
+def plain_renderer() -> Callable[..., str]:
+    """`PLAIN` in this process: it is ours, and does what it says."""
+    template = environment().from_string(PLAIN)
+    return lambda part, **request: template.render(**request)

@@ -5,6 +5,7 @@ The comment behind each field is its help text: `python -m train.pretrain --help
 """
 
 import inspect
+import math
 import re
 import sys
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
@@ -60,7 +61,7 @@ class ModelConfig(ModelOverrides):
 class DataConfig:
     """The text and how it is cut into tokens."""
 
-    source: str = "python"  # a file, a folder, a URL, a Hub dataset id, or "python": the standard library's own source
+    source: str = "python"  # a file, a folder, a URL, a Hub dataset id, "python" (its standard library) or "stories"
     text_column: str = "text"  # which column of a table or dataset holds the text
     format: Literal["text", "completion", "messages"] = "text"  # what rows hold; of the last two, answers are learned
     prompt_column: str = "prompt"  # for format completion: what the model is given
@@ -70,13 +71,24 @@ class DataConfig:
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
     tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, a folder or user/name
-    val_fraction: float = 0.1  # the last part of the token stream is kept for validation
+    val_fraction: float = 0.1  # the last part of the token stream is kept for validation, of up to 2**24 tokens
+    val_tokens: int = 2**20  # of a longer stream, its first tokens are: so many
     val_source: str = ""  # a source of its own for validation, instead of the last part
     val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part
     cache_dir: str = ""  # where token shards are kept; default ~/.cache/nanogpt_hub/tokens
+    encoding: str = "utf-8"  # of text files, by Python's name for it: utf-16, latin-1, cp1252, ...
+    max_bad_rows: int = 100  # rows that cannot be read are left out and counted, up to so many; 0: the first is fatal
+    mix: dict[str, float] = field(default_factory=dict)  # further sources to mix in, with weights; data.source has 1
+    duplicates: Literal["ignore", "count", "drop_exact", "drop"] = "ignore"  # what to do with repeated documents
+    workers: int = 1  # processes that tokenise a longer text beside the training
 
     def __post_init__(self):
         check(0 < self.val_fraction < 1, f"data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        check(self.val_tokens > 1, f"data.val_tokens is {self.val_tokens}; it must be at least 2")
+        check(self.max_bad_rows >= 0, f"data.max_bad_rows is {self.max_bad_rows}; it must not be negative")
+        check(all(weight > 0 for weight in self.mix.values()), "data.mix has a weight that is not above 0")
+        check(self.format == "text" or not self.mix, "data.mix is for data.format text; rows have one source")
+        check(self.workers >= 1, f"data.workers is {self.workers}; it must be at least 1")
 
 
 @comments_as_help
@@ -181,6 +193,7 @@ class TrainConfig:
     out_dir: str = ""  # the run's folder; default out/<name of the config file, or of the data source>
     seed: int = 1337  # fixes the weights, the order of the data and the dropout
     max_steps: int = 500  # optimizer steps
+    minutes: float = 0.0  # what training shall take: a few timed steps then fix max_steps; 0: max_steps is as given
     batch_size: int = 16  # sequences per optimizer step, over all processes and micro-batches together
     micro_batch_size: int = 0  # sequences per forward pass; 0: as many as fit, the rest by gradient accumulation
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto takes the best there is
@@ -188,6 +201,9 @@ class TrainConfig:
         "auto"  # auto takes bf16 or fp16 only where the hardware has it
     )
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    fast_cpu: bool = (
+        True  # on a CPU: the trainer's own attention and freed memory kept; false: the plain way, a check of these two
+    )
     activation_checkpointing: bool = False  # run each block again in the backward pass: less memory, a third slower
     log_interval: int = 10  # steps between log lines
     trackers: list[str] = field(default_factory=list)  # any of tensorboard, wandb, trackio
@@ -202,6 +218,7 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "log_interval"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be at least 1")
+        check(0 <= self.minutes < math.inf, f"minutes is {self.minutes}; give a number above 0, or 0 to count steps")
         check(self.micro_batch_size >= 0, f"micro_batch_size is {self.micro_batch_size}; it must not be negative")
         known = {"tensorboard", "wandb", "trackio"}
         check(set(self.trackers) <= known, f"trackers {self.trackers}: choose from {', '.join(sorted(known))}")
@@ -229,7 +246,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="must", default="auto", type=str,
         help="continue exactly where the run's folder stopped (an interrupted run is continued without it, too), or, "
-        "given user/name, where a run stopped that was pushed with --hub.push_state",
+        "given user/name, where a run stopped that was pushed with --hub.push_state; `previous` takes the save before "
+        "the last one",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="start anew even if the run's folder holds a run")
     parser.add_class_arguments(TrainConfig)
@@ -237,15 +255,23 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, argv: list[str] | None = None) -> tuple[TrainConfig, Namespace]:
-    """The checked config, its out_dir filled in, and all that was parsed. Exits with a sentence when one is off."""
+    """The checked config, its out_dir filled in, and all that was parsed. Exits with a sentence when one is off.
+
+    A flag --max_steps wins over `minutes` of a YAML, as flags do; both as flags are refused.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--config")
     parsed = parser.parse_args(argv)
+    flags = {arg.partition("=")[0] for arg in argv}
+    if flags >= {"--max_steps", "--minutes"} and parsed.minutes:
+        parser.error("--max_steps and --minutes are two answers to one question; give one of them")
+    if "--max_steps" in flags:
+        parsed.minutes = 0.0
     try:
         made = parser.instantiate_classes(parsed)
         config = TrainConfig(**{f.name: made[f.name] for f in fields(TrainConfig)})
     except ValueError as error:
         parser.error(str(error))
-    name = Path(str(parsed.config[0])).stem if parsed.config else Path(config.data.source).stem
+    name = Path(str(parsed.config[0])).stem if parsed.config else re.sub(r"[:=,]+", "-", Path(config.data.source).stem)
     return replace(config, out_dir=config.out_dir or f"out/{name}"), parsed

@@ -1,263 +1,37 @@
-"""From text to batches: documents become token shards on disk, windows of them become the rows of a batch.
+"""From token shards to batches: windows of a token stream become the rows of a batch.
 
-    corpus = prepare(open_source("my.txt"), tokenizer)  # tokenised once, then read from the cache
+    corpus = prepare(open_source("my.txt"), tokenizer)  # train/shards.py: tokenised once, then read from the cache
     train, val = corpus.split(0.1, block_size)
     batches = Batches(train, block_size, seed=1337)
     idx, targets = batches.batch(step, batch_size)  # a pure function of (seed, step): nothing to save, nothing to skip
 
-On disk a corpus is a folder of raw little-endian uint16 or uint32 ids (tokens-00000.bin, ...) and a manifest.json. The
-split into training and validation is made when reading: the last part of the token stream is validation.
+The order of a text of at most SMALL_TOKENS tokens is drawn over the whole text. A longer one is trained on while it is
+still being tokenised, so its order must not depend on how long it is or how much of it is ready: see `StreamBatches`.
 
-A batch object has `batch(step, batch_size, rows)`, `epochs(step, batch_size)` and `len` (sequences per epoch), and gets
-its order from `Order`; a data set of another kind needs the same three and a way to read the rows that `Order` names.
+A batch object has `batch(step, batch_size, rows)`, `ready(step, batch_size)`, `epochs(step, batch_size)` and `len`
+(sequences per epoch), and gets its order from `Order`; a data set of another kind needs the same four and a way to read
+the rows that `Order` names.
 """
 
-import contextlib
 import hashlib
-import json
 import math
-import os
-import shutil
-from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from nanogpt_hub.model import IGNORE_INDEX
-from nanogpt_hub.sources import Source, cache_root
 from nanogpt_hub.tokenizer import Tokenizer
+from train.shards import Corpus, TokenRange
+from train.tokenizing import Tokenizing
 
-MANIFEST = "manifest.json"
-FORMAT = 1  # of the folder; a change makes a new cache entry
-SHARD_TOKENS = 100_000_000
-BATCH_CHARS = 2**20  # text encoded at a time
-SAMPLE_TOKENS = 2**24  # how many tokens the frequencies of a longer range are counted in
+SMALL_TOKENS = 2**24  # a longer text is a stream: it is tokenised in seconds up to here
+FIRST_GROUP, MAX_DOUBLINGS = 2**23, 5  # tokens that the first group of a stream holds; how often that doubles
+LISTED = 2**20  # a permutation of more numbers is computed instead of being stored
 
 ALL = slice(None)  # rows of a batch
-Pieces = list[tuple[str, bool]]  # of documents; True with the last piece of one
-
-
-# ---- text to shards --------------------------------------------------------------------------------------------------
-
-
-def prepare(source: Source, tokenizer: Tokenizer, cache_dir: Path | str | None = None, quiet: bool = False) -> "Corpus":
-    """The tokens of a source, from the cache where they are. Memory stays flat, whatever the size of the source.
-
-    cache_dir: default `tokens` in the folder NANOGPT_HUB_CACHE or ~/.cache/nanogpt_hub. Shards are written aside and
-    renamed when whole, under a lock: several processes may call this at once, one works and the others wait.
-    quiet: no progress bar. Raises ValueError for text that the source or the tokenizer refuses.
-    """
-    root = Path(cache_dir) if cache_dir else cache_root() / "tokens"
-    root.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{FORMAT} {source.fingerprint} {tokenizer.hash}".encode()).hexdigest()[:16]
-    folder, aside = root / key, root / f"{key}.part"
-    with FileLock(root / f"{key}.lock"):
-        if not (folder / MANIFEST).is_file():
-            for leftover in (folder, aside):  # of a run that was killed; whoever holds the lock owns both
-                shutil.rmtree(leftover, ignore_errors=True)
-            try:
-                _write_corpus(source, tokenizer, aside, quiet)
-                os.replace(aside, folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return Corpus.load(folder, tokenizer)
-
-
-def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: bool) -> None:
-    folder.mkdir()
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    counts = {"tokens": 0, "documents": 0, "characters": 0, "bytes": 0, "max_id": 0}
-    bar = tqdm(total=source.text_bytes, unit="B", unit_scale=True, desc="tokenize", disable=quiet)
-    with bar, contextlib.closing(_ShardWriter(folder, dtype)) as writer:
-        for ids in _encoded(source, tokenizer, counts, bar):
-            writer.write(ids.astype(dtype))
-    if not counts["tokens"]:
-        raise ValueError(f"the {tokenizer.kind} tokenizer makes no token of {source.name}; use another one")
-    manifest = {
-        "format": FORMAT,
-        "source": source.describe(),
-        "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
-        "dtype": dtype.name,
-        **counts,
-        "shards": writer.shards,
-    }
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-        _sync(file)
-
-
-def _encoded(source: Source, tokenizer: Tokenizer, counts: dict, bar: tqdm) -> Iterator[np.ndarray]:
-    """The ids of the whole source, a batch of pieces at a time; end-of-text between documents, where there is one."""
-    separator = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
-    starts = False  # the next piece begins a document other than the first
-    for pieces in _gathered(source.pieces()):
-        encoded = tokenizer.encode_batch([text for text, _ in pieces])
-        flat = array("I")  # reads a list of ints three times as fast as NumPy does
-        for (text, ends), ids in zip(pieces, encoded, strict=True):
-            flat.extend(separator if starts else [])
-            flat += array("I", ids)
-            starts = ends
-            size = len(text.encode())
-            counts["documents"] += ends
-            counts["characters"] += len(text)
-            counts["bytes"] += size
-            bar.update(size)
-        tokens = np.frombuffer(flat, np.uintc)
-        counts["tokens"] += len(tokens)
-        counts["max_id"] = max(counts["max_id"], int(tokens.max(initial=0)))
-        yield tokens
-
-
-def _gathered(pieces: Iterable[tuple[str, bool]]) -> Iterator[Pieces]:
-    """Lists of pieces with some BATCH_CHARS characters together."""
-    batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[0])
-        if size >= BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _sync(file) -> None:
-    """What was written survives a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-class _ShardWriter:
-    """Appends ids to tokens-00000.bin and on to the next file after SHARD_TOKENS."""
-
-    def __init__(self, folder: Path, dtype: np.dtype):
-        self.folder, self.dtype, self.shards, self.file = folder, dtype, [], None
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            if self.file is None or self.shards[-1]["tokens"] == SHARD_TOKENS:
-                self._next()
-            part = ids[: SHARD_TOKENS - self.shards[-1]["tokens"]]
-            self.file.write(part.tobytes())
-            self.shards[-1]["tokens"] += len(part)
-            ids = ids[len(part) :]
-
-    def _next(self) -> None:
-        self.close()
-        self.shards.append({"name": f"tokens-{len(self.shards):05d}.bin", "tokens": 0})
-        self.file = open(self.folder / self.shards[-1]["name"], "wb")  # noqa: SIM115 (closed by close)
-
-    def close(self) -> None:
-        if self.file is not None:
-            _sync(self.file)
-            self.file.close()
-            self.file = None
-
-
-# ---- shards to tokens ------------------------------------------------------------------------------------------------
-
-
-class Corpus:
-    """A token stream on disk, memory-mapped, and its `manifest`."""
-
-    def __init__(self, folder: Path, manifest: dict):
-        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-        self.folder, self.manifest, self.shards = folder, manifest, []
-        for shard in manifest["shards"]:
-            path = folder / shard["name"]
-            size = path.stat().st_size if path.is_file() else 0
-            if size != shard["tokens"] * dtype.itemsize:
-                raise ValueError(f"{path} has {size} bytes, not the {shard['tokens']} tokens of its manifest; "
-                                 f"delete the folder {folder} to tokenise anew")  # fmt: skip
-            self.shards.append(np.asarray(np.memmap(path, dtype, mode="r")))  # plain arrays slice faster
-
-    @classmethod
-    def load(cls, folder: Path | str, tokenizer: Tokenizer) -> "Corpus":
-        """Opens a folder that `prepare` wrote. Raises ValueError if another tokenizer wrote it or a file is damaged."""
-        folder = Path(folder)
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        made_by = manifest["tokenizer"]
-        if made_by["hash"] != tokenizer.hash:
-            raise ValueError(
-                f"the tokens in {folder} were made by a {made_by['kind']} tokenizer with hash {made_by['hash']}, but "
-                f"this is a {tokenizer.kind} tokenizer with hash {tokenizer.hash}; use that one or another cache folder"
-            )
-        return cls(folder, manifest)
-
-    def __len__(self) -> int:
-        return self.manifest["tokens"]
-
-    def tokens(self) -> "TokenRange":
-        """The whole stream."""
-        return TokenRange(self.shards, 0, len(self))
-
-    def split(self, val_fraction: float, block_size: int) -> tuple["TokenRange", "TokenRange"]:
-        """(train, val): the last `val_fraction` of the stream is validation. ValueError where one is too short."""
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
-        border = int(len(self) * (1 - val_fraction))
-        train, val = TokenRange(self.shards, 0, border), TokenRange(self.shards, border, len(self))
-        train.check("the training split", block_size, f"lower val_fraction ({val_fraction})")
-        val.check("the validation split", block_size, f"raise val_fraction ({val_fraction})")
-        return train, val
-
-    def check_vocab(self, vocab_size: int) -> None:
-        """Raises ValueError when the stream holds an id that a model of vocab_size ids does not know."""
-        if self.manifest["max_id"] >= vocab_size:
-            raise ValueError(
-                f"the tokens in {self.folder} go up to id {self.manifest['max_id']}, but the model's vocab_size is "
-                f"{vocab_size}; use the model's own tokenizer or a larger vocab_size"
-            )
-
-
-class TokenRange:
-    """The tokens [start, stop) of a stream that lies in shards."""
-
-    def __init__(self, shards: list[np.ndarray], start: int, stop: int):
-        self.shards, self.start, self.stop = shards, start, stop
-        self.ends = list(accumulate(map(len, shards)))  # stream position behind each shard
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length) of this range, counted from its own beginning; read-only."""
-        assert 0 <= start < start + length <= len(self)
-        start += self.start
-        shard = bisect_right(self.ends, start)
-        at = start - (self.ends[shard] - len(self.shards[shard]))
-        part = self.shards[shard][at : at + length]
-        if len(part) == length:
-            return part
-        parts = [part]
-        while missing := length - sum(map(len, parts)):
-            shard += 1
-            parts.append(self.shards[shard][:missing])
-        return np.concatenate(parts)
-
-    def check(self, what: str, block_size: int, *ways_out: str) -> None:
-        """Raises ValueError when there is not a single window of block_size tokens and its targets."""
-        if len(self) <= block_size:
-            shorter = [f"set block_size to {len(self) - 1} or less"] if len(self) > 1 else []
-            raise ValueError(
-                f"{what} has {len(self):,} tokens, but block_size {block_size} needs at least {block_size + 1}: "
-                + ", or ".join([*shorter, *ways_out, "give more text"])
-            )
-
-    def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each id occurs, (vocab_size,); in a range of more than SAMPLE_TOKENS, in evenly spread samples."""
-        stretch = min(len(self), SAMPLE_TOKENS)
-        parts = 64 if len(self) > stretch else 1
-        starts = np.linspace(0, len(self) - stretch // parts, parts).astype(np.int64)
-        return sum(np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
 
 
 def unigram_loss(train: TokenRange, val: TokenRange, vocab_size: int) -> float:
@@ -273,26 +47,70 @@ def unigram_loss(train: TokenRange, val: TokenRange, vocab_size: int) -> float:
 # ---- tokens to batches -----------------------------------------------------------------------------------------------
 
 
+class Permutation:
+    """A seeded permutation of 0..count-1 that needs no memory: a Feistel network over the next even number of bits.
+
+    Each round replaces (a, b) by (b, a xor hash(b)), which can be undone, so that no two indices meet. A result of
+    count or more is put in again until it is below: less than four rounds on average, because that many bits count less
+    than 4 * count.
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, count: int, *key: int):
+        self.count = count
+        self.half = max(1, ((count - 1).bit_length() + 1) // 2)  # bits of a and of b
+        digests = (hashlib.sha256(f"{key} {number}".encode()).digest() for number in range(self.ROUNDS))
+        self.keys = [int.from_bytes(digest[:8], "little") for digest in digests]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        mask, half = (1 << self.half) - 1, self.half
+        while True:
+            a, b = index >> half, index & mask
+            for key in self.keys:
+                a, b = b, a ^ (_mixed(b ^ key) & mask)
+            index = a << half | b
+            if index < self.count:
+                return index
+
+
+def _mixed(number: int) -> int:
+    """A hash of 64 bits: the multiplications and shifts of SplitMix64, without its last."""
+    number = number * 0x9E3779B97F4A7C15 & 2**64 - 1
+    number = (number ^ number >> 29) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    return number ^ number >> 32
+
+
 class Order:
     """The order in which `count` examples are seen, epoch after epoch: each epoch its own seeded permutation."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed % 2**64
-        self._drawn = (-1, 0.0, np.empty(0, dtype=np.int64))  # epoch, phase, permutation: the last ones asked for
+        self._drawn: tuple[int, float, Sequence[int]] = (-1, 0.0, ())  # epoch, phase, permutation: the last asked for
 
-    def draw(self, epoch: int) -> tuple[float, np.ndarray]:
-        """An epoch's phase in [0, 1), and its examples 0..count-1 in their order, (count,)."""
+    def draw(self, epoch: int) -> tuple[float, Sequence[int]]:
+        """An epoch's phase in [0, 1), and its examples 0..count-1 in their order."""
         if epoch != self._drawn[0]:
             generator = np.random.default_rng((self.seed, epoch))
-            self._drawn = (epoch, generator.random(), generator.permutation(self.count))
+            phase = generator.random()
+            listed = self.count <= LISTED
+            order = generator.permutation(self.count) if listed else Permutation(self.count, self.seed, epoch)
+            self._drawn = (epoch, phase, order)
         return self._drawn[1:]
 
     def examples(self, step: int, batch_size: int, rows: slice = ALL) -> Iterator[tuple[float, int]]:
         """Phase and example of each row of a batch that is asked for."""
         for place in range(step * batch_size, (step + 1) * batch_size)[rows]:
-            epoch, place_in_epoch = divmod(place, self.count)
-            phase, permutation = self.draw(epoch)
-            yield phase, int(permutation[place_in_epoch])
+            yield self.example(place)
+
+    def example(self, place: int) -> tuple[float, int]:
+        """Phase and example of a place in the sequence of all epochs."""
+        epoch, place_in_epoch = divmod(place, self.count)
+        phase, permutation = self.draw(epoch)
+        return phase, int(permutation[place_in_epoch])
 
 
 class Batches:
@@ -316,15 +134,122 @@ class Batches:
         """Epochs seen after `step` batches."""
         return step * batch_size / len(self)
 
+    def needs_more(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step may need tokens that no batch before it needed."""
+        return False
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step can be read now."""
+        return True
+
     def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
 
         The same for the same seed and step, whoever asks: parts put together again are the whole.
         """
+        starts = [self.start(*example) for example in self.order.examples(step, batch_size, rows)]
+        return read_windows(self.tokens, starts, self.block_size)
+
+    def start(self, phase: float, window: int) -> int:
+        """The token that a window of an epoch begins with."""
         T, last = self.block_size, len(self.tokens) - self.block_size - 1
-        examples = self.order.examples(step, batch_size, rows)
-        starts = [min(max(0, window * T - int(phase * T)), last) for phase, window in examples]
-        return read_windows(self.tokens, starts, T)
+        return min(max(0, window * T - int(phase * T)), last)
+
+
+class StreamBatches:
+    """Training batches of a text that may still be tokenised, in an order that does not depend on how far that is.
+
+    The first epoch goes through the text in groups of windows, one after the other: FIRST_GROUP tokens, then twice as
+    many, and so on up to 2**MAX_DOUBLINGS times as many; the last group has what is left. Within a group the windows
+    come in a random order. So a batch needs its group alone, and the shuffle gets wider as the text gets ready. The
+    windows lie side by side: each token but the first is a target exactly once, but for the few in front of the end
+    that the last window, which is pushed inside, has again. From the second epoch on the length is known, and the order
+    is that of `Batches`, over the whole text.
+    """
+
+    def __init__(self, corpus: Corpus, first: int, block_size: int, seed: int):
+        """The stream from token `first` on."""
+        self.corpus, self.block_size, self.seed = corpus, block_size, seed
+        self.tokens = TokenRange(corpus.shards, first, max(first, len(corpus)))
+        self._group: tuple[int, Sequence[int]] = (-1, ())  # the last group asked for, and the order of its windows
+        self._later: Batches | None = None  # from the second epoch on
+
+    def __len__(self) -> int:
+        """Sequences in the first epoch, as far as they are ready."""
+        return max(0, math.ceil((len(self.tokens) - 1) / self.block_size))
+
+    def epochs(self, step: int, batch_size: int) -> float | None:
+        """Epochs seen after `step` batches; None as long as the length of the text is not known."""
+        self._refresh()
+        places, first = step * batch_size, len(self)
+        if not self.corpus.complete:
+            return None
+        return places / first if places <= first else 1 + (places - first) / len(self._later_epochs())
+
+    def needs_more(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step may need tokens that no batch before it needed: a function of the step alone."""
+        last = (step + 1) * batch_size - 1
+        return self._group_of(last) != self._group_of(max(0, last - batch_size))
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step can be read now."""
+        last = (step + 1) * batch_size - 1
+        return self._is_ready(last) or (self._refresh() and self._is_ready(last))
+
+    def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
+        """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
+
+        The same for the same seed and step, whoever asks and whenever. It must be `ready`.
+        """
+        if not self.ready(step, batch_size):
+            raise RuntimeError(f"the tokens of step {step} are not ready; only {len(self.tokens):,} are")
+        places = range(step * batch_size, (step + 1) * batch_size)[rows]
+        return read_windows(self.tokens, [self._start(place) for place in places], self.block_size)
+
+    def _refresh(self) -> bool:
+        """Takes in what has become ready. Always True."""
+        self.corpus.refresh()
+        self.tokens.stop = max(self.tokens.start, len(self.corpus))
+        return True
+
+    def _is_ready(self, place: int) -> bool:
+        if self.corpus.complete:
+            return True
+        _, first, count = self._group_of(place)
+        return len(self.tokens) > (first + count) * self.block_size
+
+    def _group_of(self, place: int) -> tuple[int, int, int]:
+        """The group of a place in the first epoch: its number, its first window, and how many it has when full."""
+        first = group = 0
+        count = max(1, FIRST_GROUP // self.block_size)
+        while place >= first + count and group < MAX_DOUBLINGS:
+            first, count, group = first + count, 2 * count, group + 1
+        further = (place - first) // count
+        return group + further, first + further * count, count
+
+    def _start(self, place: int) -> int:
+        """The token that the window at a place of the sequence begins with."""
+        if self.corpus.complete and place >= len(self):
+            batches = self._later_epochs()
+            return batches.start(*batches.order.example(len(batches) + place - len(self)))
+        group, first, count = self._group_of(place)
+        if group != self._group[0]:
+            count = min(count, len(self) - first) if self.corpus.complete else count
+            self._group = (group, _group_order(count, self.seed % 2**64, group))
+        window = first + int(self._group[1][place - first])
+        return min(window * self.block_size, len(self.tokens) - self.block_size - 1)
+
+    def _later_epochs(self) -> Batches:
+        if self._later is None:
+            self._later = Batches(self.tokens, self.block_size, self.seed)
+        return self._later
+
+
+def _group_order(count: int, seed: int, group: int) -> Sequence[int]:
+    """The random order of a group's windows; its key has three numbers, so it is none that an epoch has."""
+    if count > LISTED:
+        return Permutation(count, seed, 1, group)
+    return np.random.default_rng((seed, 1, group + 1)).permutation(count)
 
 
 def read_windows(tokens: TokenRange, starts: list[int], block_size: int) -> tuple[Tensor, Tensor]:
@@ -376,27 +301,64 @@ class EvalWindows:
 class Data:
     """What a training loop reads: batches as a function of the step, and the fixed windows of every evaluation."""
 
-    batches: Batches
+    batches: Batches | StreamBatches
     val: tuple[Tensor, Tensor]  # idx and targets, each (N, T); IGNORE_INDEX where a target does not count
     bytes_per_token: float  # of the validation text
     baselines: dict[str, float]  # losses to compare with, by name
     facts: dict  # about the text, for the model card
+    identity: dict  # what must be the same when a run goes on
+    tokenizing: list[Tokenizing] = field(default_factory=list)  # processes that prepare more of it
+
+    def close(self) -> None:
+        """Ends what works beside the training; what is tokenised stays."""
+        for one in self.tokenizing:
+            one.close()
+
+    def progress(self, step: int, batch_size: int) -> dict:
+        """What is known about the data after so many steps: `epochs` seen, `train_tokens` once they are counted."""
+        epochs = self.batches.epochs(step, batch_size)
+        if epochs is None:
+            return {}
+        whole = {"train_tokens": len(self.batches.tokens)} if isinstance(self.batches, StreamBatches) else {}
+        return {"epochs": epochs, **whole}
 
 
 # ---- what a person wants to see first --------------------------------------------------------------------------------
 
 
-def summary(corpus: Corpus, train: TokenRange, val: TokenRange, tokenizer: Tokenizer) -> list[str]:
+def summary(corpus: Corpus, train: TokenRange, val: TokenRange) -> list[str]:
     """Lines about the data of a run: its size, its tokens, its split, and the first tokens as text again."""
-    facts, source = corpus.manifest, corpus.manifest["source"]
+    facts, source, tokenizer = corpus.manifest, corpus.manifest["source"], corpus.tokenizer
     about = [f"{key} {source[key]}" for key in ("config", "split", "revision", "license") if key in source]
     skipped = f", {source['skipped_files']:,} files left out" if "skipped_files" in source else ""
-    total = len(train) + len(val)
+    first = tokenizer.decode(train.read(0, min(len(train), 64)).tolist())
     return [
         f"data: {source['name']} ({', '.join([source['kind'], *about])})" + skipped,
+        *(whole_lines(facts, tokenizer) if corpus.complete else growing_lines(corpus)),
+        f"split: {len(train):,} to train{'' if corpus.complete else ' so far'}, {len(val):,} to validate"
+        + (f" ({len(val) / (len(train) + len(val)):.1%})" if corpus.complete else ""),
+        f"first tokens: {first!r}",
+    ]
+
+
+def whole_lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
+    """What a complete corpus holds, and what was left out of it."""
+    lines = [
         f"text: {facts['characters']:,} characters, {facts['bytes']:,} bytes, documents: {facts['documents']:,}",
         f"tokens: {facts['tokens']:,} ({tokenizer.kind}, {tokenizer.vocab_size:,} ids, "
         f"{facts['bytes'] / facts['tokens']:.2f} bytes per token)",
-        f"split: {len(train):,} to train, {len(val):,} to validate ({len(val) / total:.1%})",
-        f"first tokens: {tokenizer.decode(train.read(0, min(len(train), 64)).tolist())!r}",
+    ]
+    if facts["bad_rows"]:
+        lines.append(f"left out: {facts['bad_rows']:,} rows that cannot be read, such as {facts['bad_examples'][0]}")
+    if repeated := facts["duplicates"].get("exact", 0) + facts["duplicates"].get("near", 0):
+        lines.append(f"duplicates: {repeated:,} documents, {facts['duplicates']['near']:,} of them not word for word")
+    return lines
+
+
+def growing_lines(corpus: Corpus) -> list[str]:
+    """What is ready of a corpus that is still being tokenised."""
+    tokenizer = corpus.tokenizer
+    return [
+        f"tokens: {len(corpus):,} ready ({tokenizer.kind}, {tokenizer.vocab_size:,} ids), the rest is tokenised "
+        "beside the training"
     ]

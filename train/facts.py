@@ -6,14 +6,16 @@ import platform
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import RunFacts
+from nanogpt_hub.hub.private import NOT_OTHERS, public_name
 from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
-from train.report import UNIGRAM
+from train.report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
@@ -21,7 +23,7 @@ LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: dict | None) -> RunFacts:
     """What is known before the first step and stays so."""
     facts: RunFacts = {
-        "data": {**data.facts, "tokenizer": public(config.data.tokenizer) or tokenizer.kind},
+        "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
         "training": {
             "hyperparameters": hyperparameters(config),
             "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
@@ -49,6 +51,38 @@ def hyperparameters(config: TrainConfig) -> dict:
     return {"max_steps": config.max_steps, "batch_size": config.batch_size, **dropout, "optim": mine, **lora}
 
 
+def settings_now(trainer) -> dict[str, Any]:
+    """What may differ when a run goes on, by dotted name: the hyper-parameters and what changes their meaning."""
+    config = trainer.config
+    settings = {**hyperparameters(config), "precision": trainer.precision, "eval.max_windows": config.eval.max_windows}
+    settings.setdefault("dropout", 0.0 if config.model.dropout is None else config.model.dropout)
+    return flat(settings)
+
+
+def changes_between(state: dict, now: dict[str, Any]) -> list[dict]:
+    """What is another setting from the state's step on: [{"step": 400, "name": .., "from": .., "to": ..}, ...]."""
+    was = state.get("settings")
+    if not isinstance(was, dict):  # a state of an earlier version does not tell
+        return []
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [{"step": state["step"], "name": n, "from": was.get(n), "to": now.get(n)} for n in names]
+
+
+def change_line(change: dict) -> str:
+    return f"from step {change['step']} on: {change['name']} {change['to']} (before: {change['from']})"
+
+
+def flat(nested: dict, prefix: str = "") -> dict:
+    """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}, with only what trackers and JSON hold."""
+    out = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            out.update(flat(value, f"{prefix}{key}."))
+        elif value is not None:
+            out[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return out
+
+
 def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
@@ -61,9 +95,11 @@ def progress_facts(trainer) -> RunFacts:
         "seconds": round(p.seconds, 1),
         "tokens_per_second": p.tokens / p.seconds if p.seconds else 0.0,
     }
+    if trainer.changes:
+        training["changes"] = trainer.changes
     facts: RunFacts = {
         "training": training,
-        "data": {"epochs": data.batches.epochs(p.step, trainer.config.batch_size)},
+        "data": data.progress(p.step, trainer.config.batch_size),
         "evaluation": {
             "step": p.evaluated_step,
             "val_loss": p.last_loss,
@@ -72,6 +108,8 @@ def progress_facts(trainer) -> RunFacts:
             "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
         },
     }
+    if FLOOR in data.baselines:
+        facts["evaluation"]["floor_loss"] = data.baselines[FLOOR]
     if "base_model" in trainer.facts:
         facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
@@ -88,20 +126,19 @@ def merged(first: dict, second: dict) -> dict:
     return both
 
 
-def public(text: str) -> str:
-    """A local path as its name alone: where somebody keeps files is nobody else's business."""
-    path = Path(text).expanduser()
-    return path.name if text and (path.is_absolute() or path.exists()) else text
-
-
 def command_line(prog: str, argv: list[str]) -> str:
-    """The command that starts the same run, without private paths."""
-    words = []
+    """The command that starts the same run: without private paths, and without what is the user's own."""
+    words, skip = [], False
     for word in argv:
         option, equals, value = word.partition("=")
-        words.append(
-            option + equals + public(value) if equals else word if word.startswith("configs") else public(word)
-        )
+        if word.startswith("--"):
+            skip = option.removeprefix("--").partition(".")[0] in NOT_OTHERS or option == "--data.cache_dir"
+        if skip:
+            continue
+        if word.startswith("--") and equals:
+            words.append(f"{option}={public_name(value)}")
+        else:
+            words.append(word if word.startswith("configs/") else public_name(word))
     return shlex.join(["python", "-m", prog, *words])
 
 

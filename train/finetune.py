@@ -20,13 +20,14 @@ from dataclasses import replace
 
 from jsonargparse import Namespace
 
-from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.checkpoint import load_model, read_config
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 from train.chat import PLAIN
 from train.config import TrainConfig, make_parser
 from train.lora import add_adapters, check_peft
+from train.plan import check_fits
 from train.rows import RowSource
 from train.run import Start
 from train.run import main as run_main
@@ -53,6 +54,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     if not parsed["from"]:
         raise ValueError("say what to start from: --from FOLDER, or --from user/name[@revision]")
     place = resolve(parsed["from"])
+    check_fits(config, read_config(place.folder))
     gpt, tokenizer = load_model(place.folder, any_core=parsed["any_core"])
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")

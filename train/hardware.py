@@ -5,6 +5,7 @@ import mmap
 import os
 import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -154,13 +155,45 @@ def bytes_kept_by_block(config: GPTConfig, precision: str, short_attention: bool
 
 
 def memory_bytes(device: str) -> int | None:
-    """The device's whole memory, where it can be asked."""
+    """The device's whole memory, where it can be asked; of the machine's, what a container lets this process have."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    return min([have, *cgroup_limits()])
+
+
+def cgroup_limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """The memory limits in bytes that Linux sets for this process's group and those around it, of either version."""
+    try:
+        groups = [line.split(":", 2) for line in proc.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    limits = []
+    for _, kinds, name in (group for group in groups if len(group) == 3):
+        if kinds not in ("", "memory"):
+            continue
+        top, file = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        place = top / name.lstrip("/")
+        for folder in (place, *place.parents):
+            if folder.is_relative_to(top):
+                limits += read_number(folder / file)
+    return limits
+
+
+def read_number(path: Path) -> list[int]:
+    """The number in a file of the kernel's, if there is one (without a limit it says "max")."""
+    try:
+        return [int(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return []
+
+
+def local_world_size() -> int:
+    """How many processes of this run are on this machine, as torchrun and accelerate say."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def keep_freed_memory(n_bytes: int) -> bool:

@@ -15,7 +15,9 @@ from jsonargparse import Namespace
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 from train.config import TrainConfig, make_parser
-from train.run import Start, cached_tokenizer
+from train.loading import cached_tokenizer
+from train.plan import check_fits
+from train.run import Start
 from train.run import main as run_main
 
 
@@ -27,6 +29,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
         raise ValueError(f"data.format {config.data.format} belongs to train.finetune; pre-training learns from text")
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
+    check_fits(config, gpt_config)
     torch.manual_seed(config.seed)
     return Start(GPT(gpt_config), tokenizer)
 

@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 from nanogpt_hub.evaluate import bits_per_byte, perplexity
+from nanogpt_hub.files import replacing, sha256_of, sync, write_atomic
 
 METRICS = "metrics.jsonl"
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
+FLOOR = "entropy of the text, the best possible"  # where it is known
 
 
 class MetricsFile:
@@ -18,9 +19,7 @@ class MetricsFile:
         """Opens the file for appending; lines of steps after `keep_until` belong to work that was lost and are cut."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] <= keep_until]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(part, path)
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.path = path
 
     def write(self, row: dict) -> None:
@@ -29,17 +28,36 @@ class MetricsFile:
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(clean) + "\n")
 
+    def mark(self) -> dict:
+        """The file as it is now, put on the disk: its length and its hash, for `check_metrics`."""
+        sync(self.path)
+        data = self.path.read_bytes()
+        return {"bytes": len(data), "sha256": sha256_of(data)}
+
+
+def check_metrics(path: Path, mark: dict) -> None:
+    """Raises ValueError where a metrics file does not begin with what it held when it was marked."""
+    with path.open("rb") as file:
+        if sha256_of(file.read(mark["bytes"])) == mark["sha256"]:
+            return
+    raise ValueError(
+        f"{path} is damaged, or of another run: it does not begin with what the run had written; bring it back, or "
+        "move it away: then a new one begins where the run goes on"
+    )
+
 
 def read_metrics(path: Path) -> list[dict]:
     """All whole rows of a metrics file; a last line that was cut by a kill is passed over."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
@@ -62,10 +80,11 @@ def plot_loss(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    part = out.with_name("." + out.name)
-    figure.savefig(part, format="png")
-    plt.close(figure)
-    os.replace(part, out)
+    try:
+        with replacing(out) as aside:
+            figure.savefig(aside, format="png")
+    finally:
+        plt.close(figure)
 
 
 def describe_loss(loss: float, bytes_per_token: float) -> str:

@@ -16,8 +16,6 @@ messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistan
 A row longer than the context loses the beginning of its prompt; an answer that is longer by itself loses its end.
 """
 
-import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,9 +29,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanogpt_hub.evaluate import token_lengths
+from nanogpt_hub.formats import (
+    ROW_FORMATS,
+    UTF_8,
+    Reading,
+    Rows,
+    SourceError,
+    cell,
+    check_encoding,
+    read_rows,
+    row_text,
+    suffix,
+)
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
-from nanogpt_hub.sources import SourceError
 from nanogpt_hub.tokenizer import Tokenizer
 from train.chat import ChatTemplate, Encoded
 from train.config import DataConfig, TrainConfig
@@ -41,9 +50,10 @@ from train.data import ALL, Data, Order, unigram_loss
 from train.report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
+PARQUET_ROWS = 64  # unfolded together
 SHOWN = 200  # characters of the first row
 
-Encode = Callable[[list[dict], int], Iterable[Encoded]]  # rows, and the number of the first of them
+Encode = Callable[[list[tuple[str, dict]]], Iterable[Encoded]]  # rows, each with the words that say where it stands
 
 
 # ---- where rows come from --------------------------------------------------------------------------------------------
@@ -55,7 +65,7 @@ class RowSource:
 
     kind: str  # file | hub
     name: str  # for people: no private path
-    read: Callable[[], Iterable[dict]] = field(repr=False)  # each call starts anew
+    read: Callable[[Reading], Rows] = field(repr=False)  # each call starts anew
     facts: dict = field(default_factory=dict)  # what `describe` adds
 
     def describe(self) -> dict:
@@ -64,81 +74,42 @@ class RowSource:
 
 
 def open_rows(
-    source: str, columns: list[str], *, config: str = "", split: str = "train", revision: str = ""
+    source: str,
+    columns: list[str],
+    *,
+    config: str = "",
+    split: str = "train",
+    revision: str = "",
+    encoding: str = UTF_8,
 ) -> RowSource:
-    """Opens a .jsonl, .json, .csv, .tsv or .parquet file, or a Hub dataset, for which config, split and revision count.
+    """Opens a .jsonl, .json, .csv, .tsv or .parquet file, packed or not, or a Hub dataset, for which config, split and
+    revision count. encoding: of a file that is not UTF-8.
 
     Raises SourceError, one sentence, when it cannot be read or the first row lacks one of the `columns`.
     """
     path = Path(source).expanduser()
-    if path.exists() or path.suffix.lower() in READERS:
-        opened = _open_file(path)
+    if path.exists() or suffix(path) in ROW_FORMATS:
+        opened = _open_file(path, check_encoding(encoding))
         if config or revision or split != "train":
             raise SourceError(f"config, split and revision belong to Hub datasets, but {source} is a file")
     else:
         opened = _open_hub(source, config, split, revision)
-    first = next(iter(opened.read()), None)
+    where, first = next(iter(opened.read(Reading())), ("", None))
     if first is None:
         raise SourceError(f"{source} holds no rows: there is nothing to train on")
     for column in columns:
-        cell(first, column, f"{opened.name}, row 1")
+        cell(first, column, where)
     return opened
 
 
-def _open_file(path: Path) -> RowSource:
-    kind = path.suffix.lower()
+def _open_file(path: Path, encoding: str) -> RowSource:
     if not path.is_file():
         raise SourceError(f"there is no file {path}; give an existing one, or the name of a Hub dataset (owner/name)")
-    if kind not in READERS:
-        raise SourceError(f"{path} is no table: rows are read from {', '.join(READERS)} files and from Hub datasets")
-
-    def read() -> Iterator[dict]:
-        done = 0
-        try:
-            for row in READERS[kind](path):
-                if not isinstance(row, dict):
-                    raise ValueError(f"an object was expected, not {type(row).__name__}")
-                yield row
-                done += 1
-        except (OSError, ValueError, RecursionError, csv.Error) as error:
-            raise SourceError(f"{path}, row {done + 1}, cannot be read: {error}") from error
-
-    return RowSource("file", path.name, read, {"bytes": path.stat().st_size})
-
-
-def _read_json_lines(path: Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from (json.loads(line) for line in file if line.strip())
-
-
-def _read_json(path: Path) -> Iterator[dict]:
-    rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise ValueError("a .json file must hold a list of rows; one row a line belongs into a .jsonl file")
-    yield from rows
-
-
-def _read_csv(path: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)  # the module's own limit, 128 KiB, is less than an answer may have
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-
-
-def _read_parquet(path: Path) -> Iterator[dict]:
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-READERS = {
-    ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".json": _read_json,
-    ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet,
-}  # fmt: skip
+    if suffix(path) not in ROW_FORMATS:
+        known = ", ".join(ROW_FORMATS)
+        raise SourceError(f"{path} is no table: rows are read from {known} files and from Hub datasets")
+    facts = {"bytes": path.stat().st_size}
+    return RowSource("file", path.name, lambda reading: read_rows(path, reading, encoding=encoding), facts)
 
 
 def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
@@ -158,14 +129,8 @@ def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
     except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise SourceError(f"{name!r} is no file here, and as a Hub dataset it cannot be read: {reason}") from error
-    return RowSource("hub", name, lambda: rows, {key: value for key, value in facts.items() if value})
-
-
-def cell(row: dict, column: str, where: str):
-    """What a row has in a column. Raises SourceError where there is no such column."""
-    if column not in row:
-        raise SourceError(f"{where} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}")
-    return row[column]
+    facts = {key: value for key, value in facts.items() if value}
+    return RowSource("hub", name, lambda reading: ((f"row {n}", row) for n, row in enumerate(rows, 1)), facts)
 
 
 # ---- from rows to ids ------------------------------------------------------------------------------------------------
@@ -175,14 +140,8 @@ def completions(prompt: str, completion: str, tokenizer: Tokenizer) -> Encode:
     """Encodes rows with a column of prompts and one of completions. An empty completion gives no ids."""
     end = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
 
-    def text(row: dict, column: str, number: int) -> str:
-        value = cell(row, column, f"row {number}")
-        if value is not None and not isinstance(value, str):
-            raise SourceError(f"row {number}: column {column!r} holds {type(value).__name__}, not text")
-        return value or ""
-
-    def encode(rows: list[dict], first: int) -> Iterator[Encoded]:
-        pairs = [(text(row, prompt, n), text(row, completion, n)) for n, row in enumerate(rows, first)]
+    def encode(rows: list[tuple[str, dict]]) -> Iterator[Encoded]:
+        pairs = [(row_text(row, prompt, where), row_text(row, completion, where)) for where, row in rows]
         alone = tokenizer.encode_batch(asked for asked, _ in pairs)
         whole = tokenizer.encode_batch(asked + answer for asked, answer in pairs)
         for (_, answer), start, ids in zip(pairs, alone, whole, strict=True):
@@ -201,16 +160,14 @@ def conversations(column: str, tokenizer: Tokenizer) -> Encode:
     """Encodes rows with a column of messages, by the tokenizer's chat template."""
     template = ChatTemplate(tokenizer)
 
-    def messages(row: dict, number: int) -> list[dict]:
-        value = cell(row, column, f"row {number}") or []
+    def messages(row: dict, where: str) -> list[dict]:
+        value = cell(row, column, where) or []
         if not isinstance(value, list) or not all(is_message(message) for message in value):
-            raise SourceError(
-                f"row {number}: column {column!r} must hold a list of {{role, content}}, both of them text"
-            )
+            raise SourceError(f"{where}: column {column!r} must hold a list of {{role, content}}, both of them text")
         return value
 
-    def encode(rows: list[dict], first: int) -> Iterable[Encoded]:
-        return template.encode([messages(row, n) for n, row in enumerate(rows, first)])
+    def encode(rows: list[tuple[str, dict]]) -> Iterable[Encoded]:
+        return template.encode([messages(row, where) for where, row in rows])
 
     return encode
 
@@ -277,29 +234,46 @@ def padded_length(n: int) -> int:
     return power * 3 // 4 if 8 < n <= power * 3 // 4 else power
 
 
-def encode_rows(source: RowSource, encode: Encode, block_size: int, quiet: bool = True) -> tuple[TokenRows, Counter]:
-    """All rows that have something to learn, and how many were `read`, `skipped`, `shortened` (the prompt), `cut`.
+def encode_rows(
+    source: RowSource, encode: Encode, block_size: int, quiet: bool = True, max_bad_rows: int = 0
+) -> tuple[TokenRows, Counter]:
+    """All rows that have something to learn, and how many were `read`, `skipped`, `shortened` (the prompt), `cut`, and
+    `bad`: not in the form they should have.
 
-    Raises SourceError for what is not in the form it should have, or when nothing is left.
+    Raises SourceError for more than max_bad_rows bad rows, for more bad than good ones, or when nothing is left.
     """
-    counts: Counter = Counter()
-    fitted = (fit(*encoded, block_size + 1, counts) for encoded in _encoded(source, encode, quiet))
+    counts, reading = Counter(), Reading(max_bad_rows)
+    fitted = (fit(*encoded, block_size + 1, counts) for encoded in _encoded(source, encode, reading, quiet))
     rows = TokenRows.of(row for row in fitted if row is not None)
+    counts["bad"] = reading.bad_rows
+    reading.check_share(counts["read"])
     if not len(rows):
         raise SourceError(f"none of the {counts['read']:,} rows of {source.name} has an answer to learn from")
     return rows, counts
 
 
-def _encoded(source: RowSource, encode: Encode, quiet: bool) -> Iterator[Encoded]:
-    rows, first = iter(source.read()), 1
+def _encoded(source: RowSource, encode: Encode, reading: Reading, quiet: bool) -> Iterator[Encoded]:
+    rows = iter(source.read(reading))
     with tqdm(unit="row", desc="tokenize", disable=quiet, delay=1) as bar:
         while some := list(islice(rows, ROWS_AT_A_TIME)):
-            try:
-                yield from encode(some, first)
-            except ValueError as error:
-                raise SourceError(f"{source.name}: {error}") from error
-            first += len(some)
+            yield from _encode_some(some, encode, reading)
             bar.update(len(some))
+
+
+def _encode_some(rows: list[tuple[str, dict]], encode: Encode, reading: Reading) -> list[Encoded]:
+    """The rows that can be encoded; those that cannot are told to the reading."""
+    try:
+        return list(encode(rows))
+    except ValueError:
+        encoded = []
+    for where, row in rows:  # one by one, to find out which it is
+        try:
+            encoded += encode([(where, row)])
+        except SourceError as error:
+            reading.skip(error)
+        except ValueError as error:  # the row is fine, but not for this tokenizer or its template
+            raise SourceError(f"{where}: {error}") from error
+    return encoded
 
 
 def fit(ids: list[int], learned: list[bool], longest: int, counts: Counter) -> tuple[np.ndarray, np.ndarray] | None:
@@ -338,6 +312,14 @@ class RowBatches:
         """Epochs seen after `step` batches."""
         return step * batch_size / len(self)
 
+    def needs_more(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step may need rows that are not encoded yet: all of them are."""
+        return False
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step can be read now."""
+        return True
+
     def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for.
 
@@ -352,7 +334,7 @@ def load_rows(
 ) -> tuple[Data, list[str]]:
     """What a training loop reads, and lines that describe it. Raises SourceError where there are too few rows."""
     encode = encoder(config.data, tokenizer)
-    rows, counts = encode_rows(source, encode, block_size, quiet)
+    rows, counts = encode_rows(source, encode, block_size, quiet, config.data.max_bad_rows)
     apart = open_validation_rows(config.data)
     if apart is None:
         border = len(rows) - max(1, round(len(rows) * config.data.val_fraction))
@@ -360,7 +342,7 @@ def load_rows(
             raise SourceError(f"{source.name} has 1 row to learn from; at least 2 are needed, 1 of them to validate")
         train, val = rows.part(0, border), rows.part(border, len(rows))
     else:
-        train, (val, _) = rows, encode_rows(apart, encode, block_size, quiet)
+        train, (val, _) = rows, encode_rows(apart, encode, block_size, quiet, config.data.max_bad_rows)
     seen = np.linspace(0, len(val) - 1, min(len(val), config.eval.max_windows)).round().astype(np.int64)
     idx, targets = val.padded(seen, block_size)
     learned = targets[targets != IGNORE_INDEX].numpy()
@@ -373,6 +355,7 @@ def load_rows(
             "source": source.describe(), "rows": dict(counts), "train_tokens": train.n_targets,
             "val_tokens": val.n_targets,
         },
+        identity={"data": source.name, "train_tokens": train.n_targets},
     )  # fmt: skip
     return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
 
@@ -399,7 +382,8 @@ def open_validation_rows(config: DataConfig) -> RowSource | None:
 def _open(config: DataConfig, source: str, split: str) -> RowSource:
     pair = [config.prompt_column, config.completion_column]
     columns = pair if config.format == "completion" else [config.messages_column]
-    return open_rows(source, columns, config=config.config, split=split, revision=config.revision)
+    where = {"config": config.config, "split": split, "revision": config.revision}
+    return open_rows(source, columns, **where, encoding=config.encoding)
 
 
 def summary(
@@ -412,13 +396,14 @@ def summary(
     block_size: int,
 ) -> list[str]:
     """Lines about the data of a run: what was read and left out, the split, and the first row as text again."""
+    bad = f", {counts['bad']:,} that cannot be read left out" if counts["bad"] else ""
     about = [f"{key} {source.facts[key]}" for key in ("config", "split", "revision", "license") if key in source.facts]
     ids, learned = train.row(0)
     total, targets = len(train.ids) + len(val.ids), train.n_targets + val.n_targets
     return [
         f"data: {source.name} ({', '.join([source.kind, *about])})",
         f"rows: {counts['read']:,} ({form}); {counts['skipped']:,} without an answer skipped; to fit {block_size} "
-        f"tokens, {counts['shortened']:,} prompts shortened and {counts['cut']:,} answers cut",
+        f"tokens, {counts['shortened']:,} prompts shortened and {counts['cut']:,} answers cut{bad}",
         f"tokens: {total:,}, of which {targets:,} are learned ({tokenizer.kind}, {tokenizer.vocab_size:,} ids)",
         f"split: {len(train):,} rows to train, {len(val):,} to validate",
         f"first row: {tokenizer.decode(ids)[:SHOWN]!r}",

@@ -2,11 +2,8 @@
 
 import contextlib
 import importlib.util
-import math
 import os
-import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,25 +13,30 @@ from typing import NamedTuple
 from accelerate import Accelerator, PartialState
 from jsonargparse import ArgumentParser, Namespace
 
-from nanogpt_hub.checkpoint import saved_as, write_atomic
+from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
-from nanogpt_hub.evaluate import token_lengths
+from nanogpt_hub.files import write_atomic
+from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
-from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.sources import Source, cache_root, open_source
-from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
+from nanogpt_hub.sources import Source
+from nanogpt_hub.tokenizer import Tokenizer
+from train.budget import fix_steps, keep_recorded_steps, with_steps
 from train.config import TrainConfig, parse
-from train.data import Batches, Data, EvalWindows, prepare, summary, unigram_loss
-from train.facts import command_line, lasting_facts
-from train.hardware import check_precision, choose_device, choose_precision, device_name, memory_bytes
-from train.report import EVEN, UNIGRAM, baseline_lines, describe_loss, size, size_warning
-from train.rows import RowSource, load_rows, open_rows_of
+from train.data import Data
+from train.facts import change_line, command_line, flat, lasting_facts
+from train.fetched import check_own, cleaner
+from train.folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
+from train.hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
+from train.loading import load_data, open_source_of
+from train.plan import check_disk, memory_line
+from train.report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
 from train.sharing import Sharing
-from train.state import read_facts
-from train.trainer import Trainer, TrainingError
+from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from train.tokenizing import wait_for
+from train.trainer import Trainer
 
-TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
+NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
 
 
 class Start(NamedTuple):
@@ -49,82 +51,156 @@ MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 
 def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
-    """The whole command: returns its exit status, with a sentence on standard error where it is not 0."""
+    """The whole command: returns its exit status, with a sentence where it is not 0.
+
+    0: done, or asked to stop (SIGINT, SIGTERM, SIGHUP) and saved; 1: the run could not go on; 2: it was not begun,
+    because of a setting or of what lies in its folder; 3: trained and saved, but something is not on the Hub; 130:
+    stopped at once, by a second signal or before training.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         config, parsed = parse(parser, argv)
-        if parsed.resume not in ("auto", "must"):
+        if parsed.resume not in ("auto", "must", "previous"):
             config, parsed = fetch_run(config, parsed, parser, argv)
-        return run(config, parsed, parser, make_start, argv)
+        processes = join_processes(config)
+        with RunLock(Path(config.out_dir), processes.is_main_process) as lock:
+            return run(config, parsed, parser, make_start, argv, lock)
+    except KeyboardInterrupt:
+        return fail("stopped at once; what was saved before is whole", 130)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(reason(error), 2)
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error), 1, alone=error.__cause__ is not None and is_out_of_memory(error.__cause__))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail("out of memory: set a smaller --model.size, --batch_size or --model.block_size", 1)
+
+
+def fail(sentence: str, status: int, alone: bool = False) -> int:
+    """Says once, whatever the number of processes, why the command ends, and returns its exit status.
+
+    alone: it is this process's trouble, which the others do not have.
+    """
+    if alone or os.environ.get("RANK", "0") == "0":
+        print(f"error: {without_secrets(sentence)}", file=sys.stderr)
+    return status
 
 
 def fetch_run(
     config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
 ) -> tuple[TrainConfig, Namespace]:
-    """Brings a run from the Hub into out_dir; without a CONFIG its own counts, below the given flags."""
+    """Brings a run from the Hub into out_dir; without a CONFIG what its own may decide counts, below the given flags.
+
+    Raises ValueError, with the command to give, where the user has not said what the run shall read.
+    """
     named = parsed.out_dir or parsed.config
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
+    if not parsed.config:
+        check_own(parsed.resume, out, parser, argv)
     if read_facts(out / "state") is None:
         print(f"fetching the training state of {parsed.resume} into {out}")
-        fetch_state(parsed.resume, out)
+        fetch_state(parsed.resume, out, clean=cleaner(out))
+        seal_fetched(out / "state")
     if parsed.config:
         return config, parsed
-    return parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
+    if not config.hub.repo_id:
+        print("hub: nothing is pushed; say --hub.repo_id you/name to share what comes of it")
+    return config, parsed
 
 
-def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser, make_start: MakeStart, argv: list[str]) -> int:
+def run(
+    config: TrainConfig,
+    parsed: Namespace,
+    parser: ArgumentParser,
+    make_start: MakeStart,
+    argv: list[str],
+    lock: RunLock,
+) -> int:
     """Prepares everything, trains, and says what came of it."""
-    out = Path(config.out_dir)
-    state = find_state(out, parsed)
-    processes = join_processes(config)
-    say = processes.print
+    out, processes = Path(config.out_dir), PartialState()
+    given, config = config, keep_recorded_steps(config, parsed)
+    argv = argv if config is given else with_steps(argv, config.max_steps)
+    state = find_state(out, parsed, parser)
+
+    def say(line: str) -> None:
+        processes.print(without_secrets(line))
+
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
-    with processes.main_process_first():  # the others find the tokenizer and the shards in the cache
-        gpt, tokenizer, base = make_start(config, parsed, source)
-        data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
-    accelerator, device_line = make_accelerator(config, gpt.config)
-    command = command_line(parser.prog, argv)
-    facts = lasting_facts(config, command, data, tokenizer, base)
-    trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
-    if state is not None:
-        trainer.resume(state)
-    for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(config, trainer)):
+    gpt, tokenizer, base = make_start(config, parsed, source)
+    data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
+    with contextlib.closing(data):
+        accelerator, device_line = make_accelerator(config, gpt.config)
+        facts = lasting_facts(config, command_line(parser.prog, argv), data, tokenizer, base)
+        trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
+        if state is not None:
+            trainer.resume(state)
+        if config.minutes:
+            wait_for(lambda: data.batches.ready(0, config.batch_size), data.tokenizing)
+            lines = [*lines, fix_steps(trainer, parsed)]
+        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(trainer.config, trainer)):
+            say(line)
+        for line in resume_lines(trainer, state):
+            say(line)
+        closing = [*(train(trainer, parsed, parser, lock, state) if not trainer.finished else finished_lines(trainer))]
+    left = sharing.finish() if sharing else []
+    for line in (*closing, *left):
         say(line)
-    if trainer.progress.step >= config.max_steps:
-        say(
-            f"{out} holds this run, finished: {trainer.progress.step} steps, best validation loss "
-            f"{trainer.progress.best_loss:.4f}. Raise --max_steps to go on, or start anew with --overwrite"
-        )
-        return 0
+    return NOT_SHARED if left else 0
+
+
+def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: RunLock, state: dict | None) -> list[str]:
+    """The run itself, from the first thing that is written on. Returns what there is to say of it in the end."""
+    accelerator = trainer.accelerator
     if accelerator.is_main_process:
-        prepare_folder(out, parsed, parser, fresh=state is None)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("nanogpt_hub", config=flat(asdict(config)))
+        with disk_errors(trainer.out, trainer.save_bytes):
+            lock.claim()
+            prepare_folder(trainer, parsed, parser, fresh=state is None)
+    batches, step = trainer.data.batches, trainer.progress.step
+    wait_for(lambda: batches.ready(step, trainer.config.batch_size), trainer.data.tokenizing)
+    accelerator.init_trackers("nanogpt_hub", config=flat(asdict(trainer.config)))
     trainer.fit()
     accelerator.end_training()
-    left = sharing.finish() if sharing else []
-    for line in (*closing_lines(trainer), *left):
-        say(line)
-    return 0
+    return closing_lines(trainer)
 
 
-def find_state(out: Path, parsed: Namespace) -> dict | None:
-    """The state to go on from, or None for a fresh run. Raises ValueError where the wish and the folder disagree."""
+def find_state(out: Path, parsed: Namespace, parser: ArgumentParser) -> dict | None:
+    """The state to go on from, or None for a fresh run.
+
+    Raises ValueError where the wish and the folder disagree, or the state is damaged: nothing is changed then.
+    """
     if parsed.overwrite:
         return None
-    facts = read_facts(out / "state")
+    folder, name = out / "state", PREVIOUS if parsed.resume == "previous" else STATE
+    try:
+        facts = read_facts(folder, name)
+        if facts is None and name == STATE and (folder / PREVIOUS).is_file():
+            raise StateError(f"{folder / STATE} is missing")
+        if facts is not None:
+            check_files(folder, facts)
+    except StateError as error:
+        raise ValueError(f"{error}. {ways_on(folder, name)}") from error
     if facts is None and parsed.resume != "auto":
         raise ValueError(f"there is no training state in {out} to resume; run without --resume to start")
-    if facts is None and (out / "last").exists():
-        raise ValueError(f"{out} holds a model but no training state; choose another --out_dir, or give --overwrite")
+    if facts is None and any((out / name).exists() for name in ("best", "last")):
+        if not may_begin_again(out, settings_text(parsed, parser)):
+            raise ValueError(
+                f"{out} holds a model of a run with other settings, or a finished one, but no training state; choose "
+                "another --out_dir, or give --overwrite"
+            )
+        PartialState().print(f"{out} was stopped before its first save: beginning again")
     return facts
+
+
+def ways_on(folder: Path, damaged: str) -> str:
+    """What can be done about a damaged state."""
+    before = find_whole(folder, PREVIOUS) if damaged == STATE else find_whole(folder, STATE)
+    if before is None:
+        return "Bring the file back, or start anew with --overwrite"
+    option = "--resume previous" if damaged == STATE else "no --resume"
+    return f"The state of step {before['step']} is whole: go on from it with {option}, or start anew with --overwrite"
 
 
 def join_processes(config: TrainConfig) -> PartialState:
@@ -154,73 +230,6 @@ def make_accelerator(config: TrainConfig, shape: GPTConfig) -> tuple[Accelerator
     return accelerator, f"device: {device_name(device)}{processes}; precision {precision}: {reason}"
 
 
-def open_source_of(config: TrainConfig) -> Source | RowSource:
-    d = config.data
-    if d.format != "text":
-        return open_rows_of(d)
-    return open_source(d.source, text_column=d.text_column, config=d.config, split=d.split, revision=d.revision)
-
-
-def open_validation_of(config: TrainConfig) -> Source | None:
-    """The validation text, where it is not the last part of the training text."""
-    d = config.data
-    if not (d.val_source or d.val_split):
-        return None
-    split = d.val_split or d.split
-    return open_source(
-        d.val_source or d.source, text_column=d.text_column, config=d.config, split=split, revision=d.revision
-    )
-
-
-def cache_folder(config: TrainConfig) -> Path:
-    return Path(config.data.cache_dir) if config.data.cache_dir else cache_root() / "tokens"
-
-
-def cached_tokenizer(config: TrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the config asks for; one that has to be learned from the text is learned once and kept."""
-    spec = config.data.tokenizer
-    if "/" in spec and not Path(spec).expanduser().exists():
-        spec = str(resolve(spec, files=TOKENIZER_FILES).folder)
-    if spec != "char" and not spec.startswith("bpe:"):
-        return build_tokenizer(spec, source.texts)
-    folder = cache_folder(config) / "tokenizers" / f"{source.fingerprint[:24]}-{spec.replace(':', '')}"
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
-    tokenizer = build_tokenizer(spec, source.texts)
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    tokenizer.save(part)
-    with contextlib.suppress(OSError):  # another process was faster: the same tokenizer is there
-        part.rename(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    return tokenizer
-
-
-def load_data(
-    config: TrainConfig, source: Source | RowSource, tokenizer: Tokenizer, gpt: GPT, quiet: bool
-) -> tuple[Data, list[str]]:
-    """Batches and what every evaluation reads, for a model, and lines that describe them."""
-    block_size, vocab_size = gpt.config.block_size, tokenizer.vocab_size
-    if isinstance(source, RowSource):
-        return load_rows(config, source, tokenizer, block_size, quiet)
-    corpus = prepare(source, tokenizer, cache_folder(config), quiet)
-    corpus.check_vocab(gpt.config.vocab_size)
-    apart = open_validation_of(config)
-    if apart is None:
-        train, val = corpus.split(config.data.val_fraction, block_size)
-    else:
-        train, val = corpus.tokens(), prepare(apart, tokenizer, cache_folder(config), quiet).tokens()
-    windows = EvalWindows(val, block_size, config.eval.max_windows)
-    unigram = unigram_loss(train, val, vocab_size)
-    data = Data(
-        batches=Batches(train, block_size, config.seed),
-        val=windows.read(),
-        bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
-        baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram},
-        facts={"source": corpus.manifest["source"], "train_tokens": len(train), "val_tokens": len(val)},
-    )
-    return data, summary(corpus, train, val, tokenizer)
-
-
 def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
@@ -239,7 +248,8 @@ def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     if config.lora.rank:
         share = trained / gpt.num_params()
         lines.append(f"LoRA: adapters of rank {config.lora.rank}; {trained:,} parameters are trained ({share:.2%})")
-    warning = size_warning(trained, data.facts["train_tokens"])
+    tokens = data.facts.get("train_tokens")  # unknown while a long text is tokenised
+    warning = size_warning(trained, tokens) if tokens is not None else None
     return [*lines, warning] if warning else lines
 
 
@@ -248,53 +258,85 @@ def plan_lines(config: TrainConfig, trainer: Trainer) -> list[str]:
     gpt, data = trainer.gpt, trainer.data
     tokens = config.max_steps * config.batch_size * gpt.config.block_size
     at_most = "at most " if config.data.format != "text" else ""  # rows are padded as far as their batch needs
-    have = memory_bytes(trainer.device.type)
-    share = f" of {size(have)}" if have else ""
     accumulation = config.batch_size // (trainer.micro * trainer.world)
-    lines = [
+    known = data.batches.epochs(config.max_steps, config.batch_size)
+    epochs = "epochs not known yet" if known is None else f"{known:.2f} epochs"
+    return [
         f"plan: {config.max_steps:,} steps of {config.batch_size} x {at_most}{gpt.config.block_size} tokens "
         f"({accumulation} x {trainer.micro} a process), {at_most}{tokens:,} in all, "
-        f"{data.batches.epochs(config.max_steps, config.batch_size):.2f} epochs; {config.optim.name}",
-        f"memory: about {size(trainer.bytes_needed)}{share}",
+        f"{epochs}; {config.optim.name}",
+        memory_line(trainer.bytes_needed, trainer.device.type),
+        *([] if trainer.finished else [check_disk(trainer.out, gpt, trainer.save_bytes, trainer.progress.step == 0)]),
         *baseline_lines(data.baselines, data.bytes_per_token),
     ]
-    if trainer.progress.step:
-        lines.append(f"resuming at step {trainer.progress.step}")
+
+
+def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
+    """Where the run goes on, what is different from there on, and what could not be checked."""
+    if state is None:
+        return []
+    lines = [f"resuming at step {state['step']}"]
+    lines += [change_line(change) for change in trainer.changes if change["step"] == state["step"]]
+    if "sha256" not in state:
+        lines.append(
+            "note: the state is of an earlier version, without hashes and settings: damage to its files, and settings "
+            "that differ from its own, would not be noticed"
+        )
+    if not (trainer.out / "best").exists():
+        lines.append(f"note: {trainer.out / 'best'} is missing; the next evaluation writes one")
+    if "log" in state and not (trainer.out / METRICS).is_file():
+        lines.append(f"note: {trainer.out / METRICS} is missing; a new one begins here")
     return lines
 
 
-def prepare_folder(out: Path, parsed: Namespace, parser: ArgumentParser, fresh: bool) -> None:
-    """Makes the run's folder, empties it of an earlier run's files, and stores the resolved config."""
+def prepare_folder(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, fresh: bool) -> None:
+    """Empties the run's folder of an earlier run's files, and stores the resolved config."""
+    out = trainer.out
     if fresh:
-        for old in ("best", "last", "state", "samples"):
-            shutil.rmtree(out / old, ignore_errors=True)
+        empty(out)
+    elif parsed.resume == "previous":
+        go_back(out / "state")
+    changed = "".join(f"# {change_line(change)}\n" for change in trainer.changes)
+    write_atomic(out / "config.yaml", changed + settings_text(parsed, parser))
+
+
+def settings_text(parsed: Namespace, parser: ArgumentParser) -> str:
+    """The resolved settings of a run as YAML."""
     settings = parsed.clone()
     for key in ("config", "resume", "overwrite", "out_dir"):
         settings.pop(key, None)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "config.yaml", parser.dump(settings, skip_validation=True))
+    return parser.dump(settings, skip_validation=True)
 
 
-def flat(nested: dict, prefix: str = "") -> dict:
-    """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}, with only what trackers accept."""
-    out = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            out.update(flat(value, f"{prefix}{key}."))
-        elif value is not None:
-            out[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return out
+def finished_lines(trainer: Trainer) -> list[str]:
+    """What there is to say of a run that is at its end already."""
+    trainer.repair_last()
+    if trainer.sharing:
+        trainer.sharing.state()
+    return [
+        f"{trainer.out} holds this run, finished: {trainer.progress.step} steps, best validation loss "
+        f"{trainer.progress.best_loss:.4f}. Raise {trainer.finished} to go on, or start anew with --overwrite"
+    ]
 
 
 def closing_lines(trainer: Trainer) -> list[str]:
     """Where the result is and what to do with it."""
     best = trainer.out / "best"
     p = trainer.progress
+    if p.best_step <= 0 < p.step:
+        why = (
+            "stopped before the first evaluation" if p.evaluated_step <= 0 else
+            f"nothing was learned: no loss was below {p.first_loss:.4f}, that before the first step (the last one is "
+            f"{p.last_loss:.4f}); try a lower learning rate or more steps"
+        )  # fmt: skip
+        return [f"{why}. {best} holds the model as it was before the first step"]
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
     prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
+    floor = trainer.data.baselines.get(FLOOR)
+    above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
-        f"({p.best_loss - p.first_loss:+.4f})",
+        f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
         f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
     ]

@@ -26,7 +26,7 @@ class Sharing:
         self.config, self.out, self.say = config, out, say
         said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
         place = preflight(config.repo_id, private=config.private, facts=said)
-        say(f"hub: signed in as {place.user}; pushing to {place.url}")
+        say(f"hub: signed in as {place.user}; pushing to {place.url}; {place.who_reads}")
         if not config.license:
             say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")
         self.page: RunFacts = {}
@@ -37,21 +37,29 @@ class Sharing:
         self.pusher = Pusher(place.repo_id, say=say)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
+        self.refused = ""  # why the newest best model was not submitted
+        self.unsure = False  # whether a best model of an earlier sitting is on the Hub
 
     def best(self, model: torch.nn.Module, facts: RunFacts) -> None:
         """Takes note of a new best/ whose weights are the live model's; submits it unless the last one is recent."""
         try:
             verify(self.out / "best", model)
         except (HubError, CheckpointError) as error:
+            self.refused = f"{(self.out / 'best').as_posix()} is not on the Hub: {error}"
             self.say(f"not pushed: {error}")
             return
-        self.waiting = facts
+        self.waiting, self.refused = facts, ""
         if time.monotonic() - self.submitted_at >= 60 * self.config.minutes:
             self._submit_best()
 
     def _submit_best(self) -> None:
-        self.pusher.submit(self.out / "best", facts={**self.waiting, **self.page})
-        self.waiting, self.submitted_at = None, time.monotonic()
+        self.pusher.submit(self.out / "best", facts={**(self.waiting or {}), **self.page})
+        self.waiting, self.submitted_at, self.unsure = None, time.monotonic(), False
+
+    def go_on(self) -> None:
+        """Takes note that best/ is of an earlier sitting, whose end may have kept it from the Hub: unless there is a
+        better one it is submitted at the end. What is there already is not sent again."""
+        self.unsure = True
 
     def step(self, step: int, model: torch.nn.Module, facts: RunFacts) -> None:
         """Submits last/, whose weights are the live model's, as a step to walk back to."""
@@ -64,8 +72,8 @@ class Sharing:
 
     def finish(self) -> list[str]:
         """Waits for what is on its way, and returns a sentence for each thing that did not arrive."""
-        if self.waiting is not None:
+        if self.waiting is not None or self.unsure:
             self._submit_best()
         self.say("waiting for the pushes to finish ...")
         left = self.pusher.close(timeout=60 * self.config.patience_minutes)
-        return [unpushed.sentence for unpushed in left]
+        return [*([self.refused] if self.refused else []), *(unpushed.sentence for unpushed in left)]

@@ -9,7 +9,9 @@ how a batch is split changes nothing but rounding.
 import contextlib
 import json
 import math
+import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -24,9 +26,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
-from nanogpt_hub.checkpoint import save_model, write_atomic
+from nanogpt_hub.checkpoint import clean_state, load_model, save_model
 from nanogpt_hub.core import running_core
 from nanogpt_hub.evaluate import BATCH_TOKENS
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT
@@ -35,7 +38,8 @@ from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
 from train.attention import use_short_attention
 from train.config import TrainConfig
 from train.data import Data
-from train.facts import merged, progress_facts
+from train.facts import changes_between, merged, progress_facts, settings_now
+from train.folder import TrainingError, check_best, disk_errors, what_is_safe
 from train.hardware import (
     flops_per_token,
     is_out_of_memory,
@@ -43,18 +47,15 @@ from train.hardware import (
     matmul_flops,
     memory_bytes,
     seed_dropout,
-    training_bytes,
 )
 from train.lora import without_adapters
 from train.loss import count_targets, recompute_blocks, summed_loss
 from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
-from train.report import METRICS, MetricsFile, describe_loss, plot_loss
+from train.plan import bytes_needed, micro_batch_size, save_bytes
+from train.report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
 from train.sharing import Sharing
-from train.state import load_tensors, save_state
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; what it has saved is whole."""
+from train.state import COUNTERS, StateError, load_tensors, save_state
+from train.tokenizing import wait_for
 
 
 @dataclass
@@ -84,14 +85,19 @@ class LossOnly(nn.Module):
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a request to finish the step, save and end; a second one ends at once."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP (the terminal was closed) into a request to finish the step, save and
+    end; a second one ends at once. A SIGHUP that `nohup` has set to be ignored stays so."""
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.before = False, {}
 
     def __enter__(self) -> "Interrupt":
-        main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM) if main}
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            numbers = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
+            asked = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
     def __exit__(self, *_):
@@ -102,6 +108,17 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if signal.Signals(number).name == "SIGHUP":
+            leave_terminal()
+
+
+def leave_terminal() -> None:
+    """What is said from here on goes nowhere, if it went to a terminal: one that is gone gives an error instead."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # a lost terminal no longer says that it is one
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Trainer:
@@ -122,10 +139,14 @@ class Trainer:
         self.sharing = sharing  # on the main process of a run that pushes to the Hub
         self.out = Path(config.out_dir)
         self.progress, self.recent = Progress(), []  # recent: the steps since the last log line
+        self.changes: list[dict] = []  # settings that were others before some step, see changes_between
+        self.saved: RunFacts | None = None  # facts of the last save, if no step was made since
+        self.new_best: RunFacts | None = None  # facts of a best model that is not pushed yet
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
-        self.micro = micro_batch_size(config, self.world)
+        self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.micro = micro_batch_size(config, gpt, self.world, self.precision, self.device.type)
         optimizer = build_optimizer(gpt.to(self.device), config.optim)
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
         if config.activation_checkpointing:
@@ -133,9 +154,9 @@ class Trainer:
         self.loss_of, prepared = accelerator.prepare(LossOnly(gpt), optimizer)
         # Accelerate's wrapper serves its loss scaler; without one each of its steps would search the disk for packages.
         self.optimizer = optimizer if accelerator.scaler is None else prepared
-        self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
-        if self.device.type == "cpu":
+        self.save_bytes = save_bytes(gpt, optimizer)
+        if self.device.type == "cpu" and config.fast_cpu:
             use_short_attention(gpt)
             keep_freed_memory(min(self.bytes_needed, (memory_bytes("cpu") or 2**30) // (2 * self.world)))
         self._compile()
@@ -150,8 +171,15 @@ class Trainer:
     def fit(self) -> str:
         """Trains until max_steps and returns how it ended: "done", "early stop" or "interrupted".
 
-        Raises TrainingError when the loss is not finite; the last good checkpoint stays as it was.
+        Raises TrainingError when the loss is not finite, or what was learned cannot be written; what was saved before
+        stays as it was.
         """
+        with disk_errors(self.out, self.save_bytes):
+            ended = self._fit()
+        self.say(self._closing_line(ended))
+        return ended
+
+    def _fit(self) -> str:
         cfg, p = self.config, self.progress
         if self.accelerator.is_main_process:
             self.metrics = MetricsFile(self.out / METRICS, keep_until=p.step if p.step else -1)
@@ -160,6 +188,7 @@ class Trainer:
         with Interrupt() as interrupt, self._bar() as bar:
             if p.step == 0:
                 self._log(bar, {"val_loss": self.evaluate()})
+                self._share_step()
             while p.step < cfg.max_steps and ended == "done":
                 stop, save = self._agree(interrupt.asked, self._save_due())
                 if stop:
@@ -167,10 +196,28 @@ class Trainer:
                     break
                 if save:
                     self.save()
-                ended = self._one_step(bar)
+                ended = self._one_step(bar) if self._wait_for_data(interrupt) else "interrupted"
             self.save()
-        self.say(self._closing_line(ended))
         return ended
+
+    @property
+    def finished(self) -> str:
+        """What there is to raise so that the run goes on; empty where it is not at its end."""
+        patience = self.config.eval.patience
+        if self.progress.step >= self.config.max_steps:
+            return "--max_steps"
+        return "--eval.patience" if 0 < patience <= self.progress.stale else ""
+
+    def _wait_for_data(self, interrupt: Interrupt) -> bool:
+        """Waits, where the next step needs tokens that are not ready yet; False when the run shall end instead."""
+        batches, step, B = self.data.batches, self.progress.step, self.config.batch_size
+        if not batches.needs_more(step, B):
+            return True
+        try:
+            return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
+        except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
+            self.save()
+            raise
 
     def _one_step(self, bar: tqdm) -> str:
         """A training step with what follows it: log line, evaluation, patience."""
@@ -180,6 +227,8 @@ class Trainer:
         evaluated = {"val_loss": self.evaluate()} if evaluate else {}
         if evaluate or p.step % cfg.log_interval == 0:
             self._log(bar, {**self._summary(), **evaluated})
+        if evaluate:
+            self._share_step()
         bar.update()
         return "early stop" if 0 < cfg.eval.patience <= p.stale else "done"
 
@@ -208,6 +257,7 @@ class Trainer:
 
     def _train_step(self) -> dict:
         cfg, p = self.config, self.progress
+        self.saved = None
         if not self.gpt.training:
             self.gpt.train()
         scale = lr_scale(p.step, cfg.max_steps, cfg.optim)
@@ -251,8 +301,8 @@ class Trainer:
             clip_grads_with_norm_(self.trained, clip, total)
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):  # a scaler skips such a step by itself
             raise TrainingError(
-                f"loss {loss}, gradient norm {norm} at step {self.progress.step}: stopped before the update. The last "
-                f"good weights are in {self.out}; try a lower learning rate, more warm-up, or --precision fp32"
+                f"loss {loss}, gradient norm {norm} at step {self.progress.step}: stopped before the update; try a "
+                f"lower learning rate, more warm-up, or --precision fp32. {what_is_safe(self.out)}"
             )
         return norm
 
@@ -288,28 +338,35 @@ class Trainer:
             p.first_loss = val_loss
         if val_loss < p.best_loss:
             p.best_loss, p.best_step, p.stale = val_loss, p.step, 0
-            facts = self._save_folder("best")
-            if self.sharing and p.step:
-                self.sharing.best(self.gpt, facts)
+            self.new_best = self._save_folder("best")
         else:
             p.stale += 1
+
+    def _share_step(self) -> None:
+        """Pushes what an evaluation has found, now that its row is in the log: a new best model, and the step, where
+        each is kept on the Hub."""
+        facts, self.new_best = self.new_best, None
+        if self.sharing and facts is not None and self.progress.step:
+            self.sharing.best(self.gpt, facts)
         if self.config.hub.repo_id and self.config.hub.push_steps:
             facts = self.save()
             if self.sharing:
-                self.sharing.step(p.step, self.gpt, facts)
+                self.sharing.step(self.progress.step, self.gpt, facts)
 
     def _write_sample(self) -> None:
-        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling).text
+        # By PyTorch, so that a sample does not depend on when compiled code was ready: a resumed run writes the same.
+        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling, engine="torch").text
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{self.progress.step:06d}.txt"
+        path = folder / sample_name(self.progress.step)
         path.write_text(self.prompt + self.sample, encoding="utf-8", newline="")
 
     def _log(self, bar: tqdm, row: dict) -> None:
         p = self.progress
         p.seconds = time.perf_counter() - self.started
         row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3), **row}
-        row["epochs"] = self.data.batches.epochs(p.step, self.config.batch_size)
+        epochs = self.data.batches.epochs(p.step, self.config.batch_size)
+        row |= {} if epochs is None else {"epochs": epochs}
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=p.step)
         if not self.accelerator.is_main_process:
@@ -324,9 +381,12 @@ class Trainer:
     def _eval_line(self, row: dict) -> str:
         quality = describe_loss(row["val_loss"], self.data.bytes_per_token)
         line = f"step {row['step']:>6}  val loss {row['val_loss']:.4f} ({quality})"
+        if FLOOR in self.data.baselines:
+            line += f"  {row['val_loss'] - self.data.baselines[FLOOR]:.4f} above the entropy of the text"
         if "train_loss" in row:
             gap = row["val_loss"] - row["train_loss"]
-            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}  epoch {row['epochs']:.2f}"
+            line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}"
+            line += f"  epoch {row['epochs']:.2f}" if "epochs" in row else ""
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
         if self.config.eval.sample_tokens:
             line += "\n    | " + (self.prompt + self.sample)[:240].replace("\n", "\n    | ")
@@ -341,27 +401,55 @@ class Trainer:
     def _closing_line(self, ended: str) -> str:
         p = self.progress
         line = f"{ended} after {p.step} steps, {p.tokens:,} tokens, {p.seconds:.0f} s"
-        if math.isfinite(p.best_loss):
+        if math.isfinite(p.best_loss) and p.best_step > 0:
             line += f"; best validation loss {p.best_loss:.4f} at step {p.best_step}"
         return line
 
     # ---- keeping it -----------------------------------------------------------------------------------------------
 
     def save(self) -> RunFacts:
-        """Writes last/ and the training state; every process must call it, the main one writes. Returns the facts."""
+        """Writes the training state, then last/; every process must call it, the main one writes. Returns the facts.
+
+        In this order a kill leaves no last/ that the run could not go on from.
+        """
         self.saved_at = time.perf_counter()
+        if self.saved is not None:
+            return self.saved
         self.progress.seconds = self.saved_at - self.started
-        facts = self._save_folder("last")
         if self.accelerator.is_main_process:
-            state = {**asdict(self.progress), "micro_batch_size": self.micro, "fixed": fixed_settings(self)}
-            if self.accelerator.scaler is not None:
-                state["scaler"] = self.accelerator.scaler.state_dict()
-            weights = dict(self.gpt.named_parameters())  # a tied head is listed once
-            save_state(self.out / "state", state, weights, optimizer_tensors(self.gpt, self.optimizer))
-            if self.sharing:
-                self.sharing.state()
+            self._save_state()
+        self.saved = self._save_folder("last")
+        if self.sharing:
+            self.sharing.state()
         self.accelerator.wait_for_everyone()
-        return facts
+        return self.saved
+
+    def _save_state(self) -> None:
+        state = {**asdict(self.progress), "micro_batch_size": self.micro, "fixed": fixed_settings(self)}
+        state |= {"recent": self.recent, "settings": settings_now(self), "changes": self.changes}
+        state["log"] = self.metrics.mark()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        weights = dict(self.gpt.named_parameters())  # a tied head is listed once
+        save_state(self.out / "state", state, weights, optimizer_tensors(self.gpt, self.optimizer))
+
+    def repair_last(self) -> None:
+        """Writes last/ of a finished run again, where a kill came before it."""
+        if self.accelerator.is_main_process and not self._last_is_there():
+            with disk_errors(self.out, self.save_bytes):
+                self._save_folder("last")
+
+    def _last_is_there(self) -> bool:
+        """Whether last/ holds these weights, and a card that was written after them."""
+        last = self.out / "last"
+        try:
+            kept, _ = load_model(last)
+            if (last / "README.md").stat().st_mtime_ns < (last / "model.safetensors").stat().st_mtime_ns:
+                return False
+        except (ValueError, OSError):
+            return False
+        weights = clean_state(without_adapters(self.gpt))
+        return all(torch.equal(tensor, weights[name].cpu()) for name, tensor in clean_state(kept).items())
 
     def _save_folder(self, name: str) -> RunFacts:
         """Writes best/ or last/ with its card, and run.json, which holds what the card of best/ is made of."""
@@ -375,7 +463,11 @@ class Trainer:
         return facts
 
     def resume(self, facts: dict) -> None:
-        """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run."""
+        """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run, or
+        when a file that the run goes on writing to is damaged; nothing is changed then."""
+        missing = [name for name in (*COUNTERS, "fixed", "micro_batch_size") if name not in facts]
+        if missing:
+            raise StateError(f"{self.out / 'state' / 'state.json'} is damaged: it does not tell {missing[0]}")
         mine = fixed_settings(self)
         differing = [key for key in {**mine, **facts["fixed"]} if facts["fixed"].get(key) != mine.get(key)]
         if differing:
@@ -384,15 +476,37 @@ class Trainer:
                 f"{self.out} holds a run with other settings ({was}, now {now}): use them again, choose another "
                 "--out_dir, or start anew with --overwrite"
             )
-        weights, moments = load_tensors(self.out / "state", facts)
-        with torch.no_grad():
-            for name, p in self.gpt.named_parameters():
-                p.copy_(weights[name])
-        load_optimizer_tensors(self.gpt, self.optimizer, moments)
+        if "log" in facts and (self.out / METRICS).is_file():
+            check_metrics(self.out / METRICS, facts["log"])
+        self._load(facts)
         if self.accelerator.scaler is not None and "scaler" in facts:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.progress = Progress(**{key: facts[key] for key in asdict(self.progress)})
+        self.progress, self.recent = Progress(**{key: facts[key] for key in COUNTERS}), facts.get("recent", [])
+        self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
+        sample = self.out / "samples" / sample_name(self.progress.evaluated_step)
+        if sample.is_file():
+            self.sample = sample.read_bytes().decode("utf-8", "replace").removeprefix(self.prompt)
         self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
+        if not (self.out / "best").exists():
+            self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
+        elif self.accelerator.is_main_process:
+            check_best(self.out / "best")
+        if self.sharing and self.progress.best_step > 0:
+            self.sharing.go_on()
+        if self.progress.step == 0:  # nothing learned: the evaluation before the first step comes again
+            self.progress = Progress()
+
+    @torch.no_grad()
+    def _load(self, facts: dict) -> None:
+        """Weights and moments of a state. Raises StateError for those of another model."""
+        weights, moments = load_tensors(self.out / "state", facts)
+        named = dict(self.gpt.named_parameters())
+        shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (weights, named))
+        if next(shapes) != next(shapes):
+            raise StateError(f"{self.out / 'state' / facts['files']['model']} is of another model than this run's")
+        for name, p in named.items():
+            p.copy_(weights[name])
+        load_optimizer_tensors(self.gpt, self.optimizer, moments)
 
     def _save_due(self) -> bool:
         cfg, step = self.config.save, self.progress.step
@@ -448,21 +562,8 @@ class Trainer:
             self.say(f"torch.compile does not work here ({type(error).__name__}); going on without it")
 
 
-def micro_batch_size(config: TrainConfig, world: int) -> int:
-    """Sequences per forward pass. Raises ValueError when the batch does not divide evenly over the processes."""
-    if config.batch_size % (world * max(1, config.micro_batch_size)):
-        raise ValueError(
-            f"batch_size {config.batch_size} is not a multiple of {world} processes times micro_batch_size "
-            f"{max(1, config.micro_batch_size)}"
-        )
-    return config.micro_batch_size or config.batch_size // world
-
-
-def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str, device: str) -> int:
-    """An estimate of the memory of a step; weights that are not trained have neither gradients nor moments."""
-    trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
-    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu"}
-    return 4 * (gpt.num_params() - trained) + training_bytes(gpt.config, trained, micro_batch_size, precision, **kept)
+def sample_name(step: int) -> str:
+    return f"step-{step:06d}.txt"
 
 
 def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
@@ -482,8 +583,7 @@ def fixed_settings(trainer: Trainer) -> dict:
         "seed": config.seed,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
-        "data": trainer.data.facts["source"]["name"],
-        "train_tokens": trainer.data.facts["train_tokens"],
+        **trainer.data.identity,
         "tokenizer": trainer.tokenizer.hash[:16],
         "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
     }

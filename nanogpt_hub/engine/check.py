@@ -17,10 +17,11 @@ from nanogpt_hub.engine.torch_decoder import PlainDecoder
 from nanogpt_hub.model import GPT, KVCache
 
 MakeDecoder = Callable[[GPT, KVCache], PlainDecoder]
-# The largest difference that rounding makes, relative to the largest value: sums in another order in float32; in 8 bits
-# inputs on the border between two levels, which go one way or the other.
-FLOAT32_TOLERANCE, INT8_TOLERANCE = 1e-3, 3e-2
-FLOAT16_TOLERANCE = 5e-2  # of models in half precision
+# The largest difference that rounding makes, as a part of the values (their norm): sums in another order.
+FLOAT32_TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 5e-2
+# In 8 bits an input on the border between two levels goes one way or the other, which shifts borders in the layers
+# after it: exact but for a few of these after one product, as rough as 8 bits themselves after many layers.
+INT8_TOLERANCE, INT8_AFTER_LAYERS = 5e-3, 0.25
 PIECES = (2, 1)  # tokens a pass: a prefill and a step, of which the step goes the fast way in every decoder
 
 
@@ -40,16 +41,17 @@ def first_difference(
     plain, fast = PlainDecoder(model, caches[0]), make(model, caches[1])
     for number, piece in enumerate(idx.split(list(pieces), dim=1)):
         expected, got = plain.hidden(piece), fast.hidden(piece)
+        layers = slice(1) if is_int8(model) else slice(None)  # whose keys and values are compared exactly
         compared = {
-            "hidden states": (got, expected),
-            "logits": (fast.head(expected[:, -1]), plain.head(expected[:, -1])),
-            "keys": (caches[1].k, caches[0].k),
-            "values": (caches[1].v, caches[0].v),
+            "keys": (caches[1].k[layers], caches[0].k[layers], tolerance(model)),
+            "values": (caches[1].v[layers], caches[0].v[layers], tolerance(model)),
+            "hidden states": (got, expected, INT8_AFTER_LAYERS if is_int8(model) else tolerance(model)),
+            "logits": (fast.head(expected[:, -1]), plain.head(expected[:, -1]), tolerance(model)),
         }
-        for name, (mine, true) in compared.items():
+        for name, (mine, true, allowed) in compared.items():
             off = relative_difference(mine, true)
-            if not off <= tolerance(model):
-                return f"{name} of pass {number + 1} differ by {off:.1%} of the largest"
+            if not off <= allowed:
+                return f"{name} of pass {number + 1} differ by {off:.1%}"
         for mine, true in ((caches[1].k, caches[0].k), (caches[1].v, caches[0].v)):
             mine.copy_(true)  # so that roundings do not add up
         if ragged and number == 0:
@@ -59,17 +61,21 @@ def first_difference(
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest expected value. NaN must meet NaN: else infinite."""
+    """The norm of the difference, relative to that of the expected values. NaN must meet NaN: else infinite."""
     if got.shape != expected.shape or not torch.equal(got.isnan(), expected.isnan()):
         return math.inf
     got, expected = got.nan_to_num().double(), expected.nan_to_num().double()
-    return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    return ((got - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def tolerance(model: GPT) -> float:
     if model.wte.weight.dtype in (torch.float16, torch.bfloat16):
         return FLOAT16_TOLERANCE
-    return INT8_TOLERANCE if any(type(module) is Int8Linear for module in model.modules()) else FLOAT32_TOLERANCE
+    return INT8_TOLERANCE if is_int8(model) else FLOAT32_TOLERANCE
+
+
+def is_int8(model: GPT) -> bool:
+    return any(type(module) is Int8Linear for module in model.modules())
 
 
 def pieces_for(block_size: int) -> tuple[int, ...]:

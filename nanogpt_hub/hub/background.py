@@ -10,7 +10,6 @@ for left in pusher.close():                                  # what did not arri
 import contextlib
 import logging
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from nanogpt_hub.hub.publish import (
     commit_message,
     files_in,
     state_files,
+    state_of,
     total_size,
     verify,
     wait_seconds,
@@ -42,7 +42,6 @@ from nanogpt_hub.hub.publish import (
 from nanogpt_hub.hub.resolve import explain, is_transient, limit_waiting
 
 logger = logging.getLogger(__name__)
-STATE_OWNED = re.compile(r"(?!\.gitattributes$).*")  # the branch of the state holds nothing else
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Pusher:
         self.closing = self.abandoned = False
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, name="pusher", daemon=True)
-        disable_progress_bars("huggingface_hub")  # they would draw over the trainer's
+        disable_progress_bars()  # they would draw over the trainer's
 
     def submit(
         self,
@@ -138,7 +137,7 @@ class Pusher:
 
         def prepare() -> Job:
             staged = self._stage(run, "state", state_files(run))
-            push = Push(self.repo_id, files_in(staged), message or "Training state", STATE_BRANCH, owned=STATE_OWNED)
+            push = state_of(self.repo_id, files_in(staged), message)
             command = shlex.join(["nanogpt-hub", "push", run.as_posix(), self.repo_id, "--state"])
             return Job(STATE_BRANCH, push, staged, command)
 

@@ -10,19 +10,22 @@ there is no fact is left out: a card never holds a placeholder.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core, write_atomic
+from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core
 from nanogpt_hub.core import CORE_FILE
 from nanogpt_hub.families import FAMILIES, empty_model
-from nanogpt_hub.hub.readme import one_line, update_readme, validate_readme
+from nanogpt_hub.files import write_atomic
+from nanogpt_hub.hub.private import Scrub
+from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
 from nanogpt_hub.tokenizer import Tokenizer
 
+OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
 TAG = "nanogpt_hub"  # what the app and searches on the Hub find our models by
 
 
@@ -60,6 +63,7 @@ class TrainingFacts(TypedDict, total=False):
     commit: str  # of the code
     seed: int
     command: str  # that starts the same run
+    changes: list  # settings that were others before a step: {"step": .., "name": .., "from": .., "to": ..}
 
 
 class EvaluationFacts(TypedDict, total=False):
@@ -70,6 +74,7 @@ class EvaluationFacts(TypedDict, total=False):
     perplexity: float
     bits_per_byte: float
     unigram_loss: float  # of always guessing by frequency
+    floor_loss: float  # the text's own entropy, where it is known
     base_loss: float  # of the base model before fine-tuning
 
 
@@ -93,6 +98,7 @@ class RunFacts(TypedDict, total=False):
     """All that a card is made of."""
 
     title: str
+    description: str  # a person's words, put above the generated block
     license: str  # of the weights, as the Hub spells it: mit, apache-2.0, ...
     language: str | list[str]  # ISO 639 codes, or "code"
     data: DataFacts
@@ -111,25 +117,32 @@ def write_card(folder: str | Path, facts: RunFacts, repo_id: str = "") -> Path:
     return write_atomic(path, make_card(folder, facts, repo_id))
 
 
-def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", loss_curve: bool | None = None) -> str:
+def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", along: Collection[str] | None = None) -> str:
     """The README.md of a model folder, brought up to date.
 
-    Without a `repo_id` the card tells how to load the folder by its path. `loss_curve` tells whether training/loss.png
-    will go along; None looks for it in the folder and in the run's. Raises CardError when the metadata cannot be read
-    or would be refused, CheckpointError when the folder is no model.
+    Without a `repo_id` the card tells how to load the folder by its path. along: the files that go along, by their path
+    in the repo; None looks for the loss curve in the folder and in the run's. Raises CardError when the metadata cannot
+    be read or would be refused, CheckpointError when the folder is no model.
     """
     folder = Path(folder)
-    facts = complete_facts(folder, facts)
+    facts = Scrub().value(complete_facts(folder, facts))
     title = facts.get("title") or repo_id.rpartition("/")[2] or run_name(folder)
-    if loss_curve is None:
-        loss_curve = any((place / "loss.png").is_file() for place in (folder / "training", folder.parent))
+    if along is None:
+        curve = any((place / "loss.png").is_file() for place in (folder / "training", folder.parent))
+        along = ["training/loss.png"] if curve else []
     path = folder / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     name = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())  # no private path in a card
-    block = render(facts, title, name, on_hub=bool(repo_id), loss_curve=loss_curve)
-    text = update_readme(old, metadata(facts, title), block)
+    facts["chat"] = bool(tokenizer_config(folder).get("chat_template")) or (folder / "chat_template.jinja").is_file()
+    block = render(facts, title, name, on_hub=bool(repo_id), along=along)
+    text = update_readme(old, metadata(facts, title), block, facts.get("description", ""))
     validate_readme(text)
     return text
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def run_name(folder: Path) -> str:
@@ -183,7 +196,8 @@ def evaluation_results(facts: RunFacts) -> list[EvalResult]:
     names = {"loss": "val_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
     return [
         EvalResult(
-            task_type="text-generation", dataset_type=source["name"], dataset_name=f"{source['name']}, validation part",
+            task_type="text-generation", dataset_name=f"{source['name']}{MEASURED_ON}",
+            dataset_type=source["name"] if source.get("kind") == "hub" else "text",  # its id on the Hub, if any
             dataset_revision=source.get("revision"), metric_type=kind, metric_name=kind.replace("_", " "),
             metric_value=round(evaluation[key], 4),
         )
@@ -200,19 +214,24 @@ def complete_evaluation(facts: RunFacts) -> EvaluationFacts:
 
 
 # --- the block --------------------------------------------------------------------------------------------------------
-def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, loss_curve: bool) -> str:
-    """The generated part as Markdown. `name` is what the model is loaded by: user/name, or a path."""
+def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Collection[str] = ()) -> str:
+    """The generated part as Markdown. `name` is what the model is loaded by: user/name, or a path.
+
+    along: the files that go along, by their path in the repo.
+    """
+    curve = "## Loss\n\n![Training and validation loss over the steps](training/loss.png)"
     sections = [
         f"# {one_line(title)}\n\n{summary(facts)}",
         page_section(facts.get("page", "")),
         sample_section(facts.get("sample", {})),
-        "## Loss\n\n![Training and validation loss over the steps](training/loss.png)" if loss_curve else "",
+        usage_section(facts, name, on_hub),
+        curve if "training/loss.png" in along else "",
+        evaluation_section(facts),
         section("Data", data_rows(facts)),
         section("Model", model_rows(facts)),
         section("Training", training_rows(facts)),
-        evaluation_section(facts),
-        usage_section(facts, name, on_hub),
-        command_section(facts.get("training", {}).get("command")),
+        settings_section(facts.get("training", {}).get("hyperparameters", {})),
+        command_section(facts, name if on_hub and "training/config.yaml" in along else ""),
         limits_section(facts),
     ]
     return "\n\n".join(part for part in sections if part)
@@ -299,7 +318,6 @@ def architecture(model: ModelFacts) -> str:
 def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     t = facts.get("training", {})
     versions = ", ".join(f"{name} {version}" for name, version in t.get("versions", {}).items())
-    settings = ", ".join(f"{key} {value}" for key, value in flatten(t.get("hyperparameters", {})))
     base = facts.get("base_model", {})
     speed = t.get("tokens_per_second")
     return [
@@ -307,7 +325,7 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("steps", number(t.get("steps"))),
         ("tokens", number(t.get("tokens"))),
         ("optimizer", cell(t.get("optimizer"))),
-        ("hyper-parameters", cell(settings)),
+        ("changed while training", cell("; ".join(change_text(change) for change in t.get("changes", ())))),
         ("seed", t.get("seed")),
         ("precision", cell(t.get("precision"))),
         ("hardware", cell(t.get("hardware"))),
@@ -318,6 +336,10 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     ]
 
 
+def change_text(change: Mapping[str, Any]) -> str:
+    return f"{change.get('name')} was {change.get('from')} before step {change.get('step')}, {change.get('to')} after"
+
+
 def evaluation_section(facts: RunFacts) -> str:
     """The model's loss beside that of its base and of guessing. Bits per byte are the loss in another unit."""
     e = complete_evaluation(facts)
@@ -326,7 +348,8 @@ def evaluation_section(facts: RunFacts) -> str:
     loss, base = e["val_loss"], e.get("base_loss")
     bits = e["bits_per_byte"] / loss if "bits_per_byte" in e and loss else None
     rows = [("this model", loss), ("its base model", base), ("guessing by frequency", e.get("unigram_loss"))]
-    table = [["", "loss (nats per token)", "perplexity", "bits per byte"], ["---"] * 4]
+    rows += [("the entropy of the text: no model can do better", e.get("floor_loss"))]
+    table = [["model", "loss (nats per token)", "perplexity", "bits per byte"], ["---"] * 4]
     for name, value in rows:
         if value is not None:
             in_bits = f"{value * bits:.4f}" if bits else ""
@@ -351,7 +374,7 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
+        f"{chat_lines() if facts.get('chat') else prompt_line(prompt)}"
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
     )
     stock = facts["model"].get("family") in FAMILIES
@@ -361,7 +384,8 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
             f"With `nanogpt_hub`, in a checkout of which `nanogpt_hub/model.py` is this model's `{CORE_FILE}`: that of "
             "the project computes something else. It is code that will run on your machine: read it first."
         )
-    parts += ["With Transformers:", fenced(theirs, "python")] if stock else []
+    oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
+    parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
         command = f"nanogpt-hub space {name.split('/')[0]}/demo --model {name}"
         duplicate = "choose *Duplicate this Space* in the menu of any Space made that way"
@@ -370,8 +394,40 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
     return "\n\n".join(parts)
 
 
-def command_section(command: str | None) -> str:
-    return f"## Reproduce it\n\n{fenced(command.strip(), 'sh')}" if command else ""
+def prompt_line(prompt: str) -> str:
+    return f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
+
+
+def chat_lines() -> str:
+    return (
+        'messages = [{"role": "user", "content": "Hello!"}]\n'
+        "ids = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
+    )
+
+
+def settings_section(settings: Mapping[str, Any]) -> str:
+    """The hyper-parameters, one a line."""
+    lines = [f"- `{key}`: {cell(value)}" for key, value in flatten(settings)]
+    return "\n".join(("### Hyper-parameters\n", *lines)) if lines else ""
+
+
+def command_section(facts: RunFacts, name: str) -> str:
+    """How to train the same: by the repo's own config where it went along (`name`: the repo), else by the command."""
+    command = str(facts.get("training", {}).get("command") or "").strip()
+    program = re.search(r"-m (train\.\w+)", command)
+    if name and program:
+        folder = name.rpartition("/")[2]
+        command = f"hf download {name} training/config.yaml --local-dir {folder}\n"
+        command += f"python -m {program[1]} {folder}/training/config.yaml"
+    if not command:
+        return ""
+    source = facts.get("data", {}).get("source", {})
+    note = ""
+    if source.get("kind") in ("file", "folder"):
+        was = code(str(source.get("name")))
+        note = f"\n\nThe text, {was}, is not part of this repository: give yours by `--data.source`."
+    return f"## Reproduce it\n\nIn a checkout of `nanogpt_hub`:\n\n{fenced(command, 'sh')}{note}"
 
 
 def limits_section(facts: RunFacts) -> str:
@@ -394,7 +450,7 @@ def limits_section(facts: RunFacts) -> str:
 def section(title: str, rows: Iterable[tuple[str, Any]]) -> str:
     """A table under a heading; rows without a value are left out, and a table without rows altogether."""
     lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
-    return "\n".join((f"## {title}\n", "| | |", "|---|---|", *lines)) if lines else ""
+    return "\n".join((f"## {title}\n", "| what | value |", "|---|---|", *lines)) if lines else ""
 
 
 def cell(value: Any) -> str | None:

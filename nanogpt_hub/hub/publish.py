@@ -7,10 +7,8 @@ that got lost never leads to a second commit. `main` holds the best model; evalu
 `steps`, the training state is on the branch `training-state`.
 """
 
-import hashlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -21,10 +19,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
+from nanogpt_hub.files import git_hash_of, replacing, sha256_of
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
+from nanogpt_hub.hub.private import public_files, public_text
 from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
 from nanogpt_hub.hub.resolve import (
     MODEL_FILES,
@@ -46,6 +46,7 @@ STEPS_BRANCH, STATE_BRANCH = "steps", "training-state"
 STATE_FILES = re.compile(
     r"((state|best|last|samples)/)?[A-Za-z0-9_][\w.-]*\.(json|jsonl|yaml|txt|safetensors|png|md|jinja)"
 )
+STATE_OWNED = re.compile(r"(?!\.gitattributes$).*")  # the branch of the state holds nothing else
 PUSH_TRIES = 6  # of push_to_hub; a Pusher tries until it is closed
 
 
@@ -54,17 +55,25 @@ PUSH_TRIES = 6  # of push_to_hub; a Pusher tries until it is closed
 class Preflight:
     """What was found out, and made sure of, before a long run."""
 
-    repo_id: str
+    repo_id: str  # as the Hub spells it now: a repo that was renamed answers to its old name
     user: str
     url: str
+    private: bool = False
+
+    @property
+    def who_reads(self) -> str:
+        """Said before anything is sent."""
+        return "only you and those you let in can read it" if self.private else "it is public: everybody can read it"
 
 
 def preflight(
-    repo_id: str, *, private: bool = False, token: str | None = None, facts: RunFacts | None = None, kind: str = "model"
-) -> Preflight:
+    repo_id: str, *, private: bool = False, token: str | None = None, facts: RunFacts | None = None,
+    pull_request: bool = False,
+) -> Preflight:  # fmt: skip
     """Makes sure that a push will be let in: name, login, rights, repo (created if need be), the card's metadata.
 
-    A name without an owner gets the user's. Raises HubError, one sentence that says what to do, or CardError.
+    A name without an owner gets the user's. For a pull request the repo has to be there and to be readable, whoever
+    owns it. Raises HubError, one sentence that says what to do, or CardError.
     """
     validate_readme(str(Readme(metadata(facts or {}, "model"), "", "", "", "")))
     limit_waiting()
@@ -73,11 +82,22 @@ def preflight(
         repo_id, _ = split_name(repo_id)
         account = api.whoami()
         repo_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
-        check_account(account, repo_id)
-        url = create_repo(api, repo_id, private=private, kind=kind)
+        repo_id = current_name(api, repo_id)
+        if not pull_request:
+            check_account(account, repo_id)
+            create_repo(api, repo_id, private=private)
+        info = api.repo_info(repo_id)
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(explain(error, repo_id, doing=f"write to {repo_id}")) from error
-    return Preflight(repo_id, account["name"], url)
+    return Preflight(repo_id, account["name"], f"{api.endpoint}/{repo_id}", bool(info.private))
+
+
+def current_name(api: HfApi, repo_id: str, kind: str = "model") -> str:
+    """What a repo is called now; the name itself where there is no such repo yet."""
+    try:
+        return api.repo_info(repo_id, repo_type=kind).id
+    except RepositoryNotFoundError:
+        return repo_id
 
 
 def check_account(account: Mapping, repo_id: str) -> None:
@@ -86,6 +106,9 @@ def check_account(account: Mapping, repo_id: str) -> None:
     owners = [user, *(org["name"] for org in account.get("orgs", ()))]
     if owner not in owners:
         raise HubError(f"you are signed in as {user} and cannot write to {owner}: use one of {', '.join(owners)}")
+    roles = {org["name"]: org.get("roleInOrg") for org in account.get("orgs", ())}
+    if roles.get(owner) == "read":
+        raise HubError(f"you may only read in {owner}: ask one of its admins for the role of a contributor")
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError("your token only reads: make one with write access at huggingface.co/settings/tokens")
 
@@ -119,12 +142,17 @@ def verify(folder: str | Path, model: torch.nn.Module) -> None:
 
 # --- what is pushed --------------------------------------------------------------------------------------------------
 def collect(
-    folder: str | Path, repo_id: str, facts: RunFacts | None = None, extra_files: Mapping[str, Path] | None = None
+    folder: str | Path,
+    repo_id: str,
+    facts: RunFacts | None = None,
+    extra_files: Mapping[str, Path] | None = None,
+    about: RunFacts | None = None,
 ) -> dict[str, Path | bytes]:
     """The files of a push by their path in the repo: the model's, the run's under training/, and the card.
 
     facts: of the card; None reads them from run.json. extra_files: None takes those of the run's folder, in which
-    best/ and last/ lie. Raises CardError, or CheckpointError for a folder that is no model.
+    best/ and last/ lie. about: facts that the user gives with the push, over those. Raises CardError, or
+    CheckpointError for a folder that is no model.
     """
     folder = Path(folder)
     found = files_in(folder)
@@ -132,7 +160,7 @@ def collect(
     files |= training_files(folder) if extra_files is None else extra_files
     if facts is not None:
         files["training/run.json"] = (json.dumps(facts, indent=2) + "\n").encode()  # says what the card says
-    card = make_card(folder, read_facts(files), repo_id, "training/loss.png" in files)
+    card = make_card(folder, {**read_facts(files), **(about or {})}, repo_id, along=files)
     return {**files, "README.md": card.encode()}
 
 
@@ -173,7 +201,10 @@ def total_size(files: Files) -> int:
 # --- one commit ------------------------------------------------------------------------------------------------------
 @dataclass
 class Push:
-    """Files on their way to a branch: each `send` is one try, and tries after the one that worked change nothing."""
+    """Files on their way to a branch: each `send` is one try, and tries after the one that worked change nothing.
+
+    Whatever is published comes through here, so this is where it is made public: see private.py.
+    """
 
     repo_id: str
     files: Files
@@ -182,7 +213,13 @@ class Push:
     tags: tuple[str, ...] = ()
     kind: str = "model"
     owned: re.Pattern = MODEL_FILES  # remote files that match are ours: those not among `files` are deleted
+    squash: bool = False  # keep no history of the branch: each commit replaces gigabytes
+    pull_request: bool = False  # offer the commit to the repo's owner instead of making it
+    url: str = field(default="", repr=False)  # of the pull request that was made
     hashes: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self.files, self.message = public_files(self.files), public_text(self.message)
 
     def send(self, api: HfApi, say: Say = logger.info) -> str:
         """Commits what differs from the branch's head, if anything does, and tags it. Returns the commit's sha."""
@@ -192,6 +229,7 @@ class Push:
         gone = [path for path in remote if path not in files and self.owned.fullmatch(path)]
         if changed or gone:
             head = self.commit(api, head, changed, gone)
+            head = self.squashed(api, head) if self.squash else head
         for tag in self.tags:
             set_tag(api, self.repo_id, tag, head)
         return head
@@ -214,8 +252,19 @@ class Push:
         made = api.create_commit(
             self.repo_id, operations, commit_message=self.message, revision=self.branch, repo_type=self.kind,
             parent_commit=head,  # a commit that arrives late, or twice, no longer fits and is refused
+            create_pr=self.pull_request,
         )  # fmt: skip
+        self.url = made.pr_url or ""
         return made.oid
+
+    def squashed(self, api: HfApi, head: str) -> str:
+        """The head when the branch has no history; the head as it was where the Hub does not do that now."""
+        try:
+            api.super_squash_history(self.repo_id, branch=self.branch, repo_type=self.kind, commit_message=self.message)
+            return api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch).sha
+        except HTTPError as error:
+            logger.info("the history of %s is not squashed: %s", self.branch, type(error).__name__)
+            return head
 
     def with_words_from_hub(self, api: HfApi, head: str, remote: Mapping[str, str], say: Say) -> Files:
         """The files, with what people wrote into README.md on the Hub taken over."""
@@ -239,14 +288,7 @@ class Push:
 
 
 def both_hashes(file: Path | bytes) -> tuple[str, str]:
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).hexdigest(), hashlib.sha1(b"blob %d\0" % len(file) + file).hexdigest()
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.stat().st_size)
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            sha256.update(block)
-            git.update(block)
-    return sha256.hexdigest(), git.hexdigest()
+    return sha256_of(file), git_hash_of(file)
 
 
 def set_tag(api: HfApi, repo_id: str, tag: str, sha: str) -> None:
@@ -289,25 +331,55 @@ def push_to_hub(
     tags: tuple[str, ...] = (),
     extra_files: Mapping[str, Path] | None = None,
     facts: RunFacts | None = None,
+    about: RunFacts | None = None,
     model: torch.nn.Module | None = None,
     token: str | None = None,
+    pull_request: bool = False,
     say: Say = logger.info,
     backoff: float = 1.0,
 ) -> Pushed:
     """Publishes a model folder as one commit and returns where it went; what is there already is not sent again.
 
     The folder is loaded first, and its logits compared with those of `model`, if given. Its card is brought up to date;
-    what people wrote in it, here or on the Hub, stays. For `extra_files` and `facts` see `collect`. `say` is told the
-    size before the upload. Raises HubError, CheckpointError or CardError, one sentence each.
+    what people wrote in it, here or on the Hub, stays. For `extra_files`, `facts` and `about` see `collect`. `say` is
+    told who will be able to read it, and the size, before the upload. Raises HubError, CheckpointError or CardError,
+    one sentence each.
     """
     folder = Path(folder)
     load_model(folder) if model is None else verify(folder, model)
+    place = preflight(repo_id, private=private, token=token, facts=about, pull_request=pull_request)
+    files = collect(folder, place.repo_id, facts, extra_files, about)
+    push = Push(
+        place.repo_id, files, message or commit_message(files), branch, tuple(tags), pull_request=pull_request
+    )  # fmt: skip
+    say(f"pushing {len(files)} files, {size(total_size(files))}, to {place.repo_id} ({branch}); {place.who_reads}")
+    # a pull request whose answer got lost would be made twice
+    sha = send_patiently(push, HfApi(token=token), say, backoff, tries=1 if pull_request else PUSH_TRIES)
+    return Pushed(place.repo_id, branch, sha, push.url or place.url)
+
+
+def push_state(
+    run: str | Path, repo_id: str, *, private: bool = False, message: str = "", token: str | None = None,
+    say: Say = logger.info, backoff: float = 1.0,
+) -> Pushed:  # fmt: skip
+    """Publishes what continuing a run needs, on the branch training-state. Raises HubError, one sentence."""
+    files = state_files(run)
+    if "state/state.json" not in files:
+        raise HubError(
+            f"{Path(run).as_posix()} holds no training state: give the folder of a run, in which state/ lies"
+        )
     place = preflight(repo_id, private=private, token=token)
-    files = collect(folder, place.repo_id, facts, extra_files)
-    push = Push(place.repo_id, files, message or commit_message(files), branch, tuple(tags))
-    say(f"pushing {len(files)} files, {size(total_size(files))}, to {place.repo_id} ({branch})")
+    push = state_of(place.repo_id, files, message)
+    say(
+        f"pushing {len(files)} files, {size(total_size(files))}, to {place.repo_id} ({STATE_BRANCH}); {place.who_reads}"
+    )
     sha = send_patiently(push, HfApi(token=token), say, backoff)
-    return Pushed(place.repo_id, branch, sha, place.url)
+    return Pushed(place.repo_id, STATE_BRANCH, sha, place.url)
+
+
+def state_of(repo_id: str, files: Files, message: str = "") -> Push:
+    """The push of a training state: its branch holds nothing else, and no earlier one."""
+    return Push(repo_id, files, message or "Training state", STATE_BRANCH, owned=STATE_OWNED, squash=True)
 
 
 def send_patiently(push: Push, api: HfApi, say: Say, backoff: float, tries: int = PUSH_TRIES) -> str:
@@ -325,14 +397,23 @@ def send_patiently(push: Push, api: HfApi, say: Say, backoff: float, tries: int 
 
 
 def state_files(run: str | Path) -> dict[str, Path]:
-    """All of a run's folder that continuing it needs, by path within the folder."""
-    return {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    """All of a run's folder that continuing it needs, by path within the folder; not the state before the last one."""
+    found = {name: path for name, path in files_in(Path(run)).items() if STATE_FILES.fullmatch(name)}
+    if "state/previous.json" in found:
+        records = (read_json(found[f"state/{name}.json"]) for name in ("previous", "state"))
+        before, last = (set(record.get("files", {}).values()) for record in records)
+        for name in ("previous.json", *(before - last)):
+            found.pop(f"state/{name}", None)
+    return found
 
 
-def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
+def fetch_state(
+    name: str, run: str | Path, *, token: str | None = None, clean: Callable[[Path], None] | None = None
+) -> str:
     """Copies the training state of "user/name[@revision]" into a run's folder, to continue there; returns its commit.
 
-    Raises HubError where there is none, or where the folder holds a run already.
+    clean: is given the copy before it appears as `run`, to take out of it what must not count here. Raises HubError
+    where there is none, or where the folder holds a run already.
     """
     run = Path(run)
     if run.is_dir() and any(run.iterdir()):
@@ -341,10 +422,10 @@ def fetch_state(name: str, run: str | Path, *, token: str | None = None) -> str:
     place = resolve(name, revision, token=token, files=STATE_FILES)
     if not (place.folder / "state").is_dir():
         raise HubError(f"{place} has no training state: it was not pushed with --hub.push_state")
-    staging = run.with_name(f".{run.name}.fetching")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(place.folder, staging)  # copies what the cache's links point to
-    if run.is_dir():
-        run.rmdir()
-    os.replace(staging, run)
+    with replacing(run) as aside:
+        shutil.copytree(place.folder, aside)  # copies what the cache's links point to
+        if clean is not None:
+            clean(aside)
+        if run.is_dir():
+            run.rmdir()
     return place.sha

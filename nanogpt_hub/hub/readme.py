@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from huggingface_hub import CardData, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from nanogpt_hub.hub.plain_yaml import PlainYamlError, read_mapping
+
 MARK = "<!-- nanogpt_hub: begin of what each push rewrites; words {} -->"
 BEGIN = re.compile(re.escape(MARK).replace(r"\{\}", "([0-9a-f]{12})"))
 END = "<!-- nanogpt_hub: end -->"
-OURS = ("model-index", "base_model", "base_model_relation")  # metadata that no earlier card may leave behind
+MEASURED_ON = ", validation part"  # how the names of our measurements in the model-index end
 
 
 class CardError(ValueError):
@@ -46,12 +47,9 @@ class Readme:
         text = text.replace("\r\n", "\n")
         found = re.match(r"\s*---\n(.*?\n|)---(?:\n|\Z)", text, re.DOTALL)
         try:
-            data = yaml.safe_load(found[1]) if found else None
-        except yaml.YAMLError as error:
-            raise CardError(f"the metadata at the top of README.md is no valid YAML: {one_line(error)}") from None
-        if data is not None and not isinstance(data, dict):
-            raise CardError("the metadata at the top of README.md must be `key: value` lines")
-        data = {str(key): value for key, value in (data or {}).items()}
+            data = read_mapping(found[1], "the metadata at the top of README.md") if found else {}
+        except PlainYamlError as error:
+            raise CardError(str(error)) from None
         body = text[found.end() :] if found else text
         begin, end = BEGIN.search(body), body.rfind(END)
         if not begin or end < begin.end():
@@ -65,21 +63,50 @@ class Readme:
         return "\n\n".join(part for part in (head, self.before, block, self.after) if part) + "\n"
 
 
-def update_readme(old: str, data: Mapping[str, Any], block: str) -> str:
-    """A README.md with new metadata and a new block; the words around it and the keys that people added are kept."""
+def update_readme(old: str, data: Mapping[str, Any], block: str, description: str = "") -> str:
+    """A README.md with new metadata and a new block; the words around it and the keys that people added are kept.
+
+    description: takes the place of the words above the block.
+    """
     parts = Readme.parse(old)
-    return str(replace(parts, data=merge_metadata(parts.data, data), block=block.strip(), mark=parts.words))
+    new = replace(parts, data=merge_metadata(parts, data), block=block.strip(), mark=parts.words)
+    return str(replace(new, before=description.strip()) if description.strip() else new)
 
 
-def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new keys over the old ones; tags of both."""
-    kept = {key: value for key, value in old.items() if key not in OURS}
+def merge_metadata(old: Readme, new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new keys over the old ones; tags and measurements of both, but for what our own earlier block claimed."""
+    kept = dict(old.data)
+    if f"[{kept.get('base_model')}]" in old.block:
+        kept.pop("base_model", None)
+        kept.pop("base_model_relation", None)
     tags = [*(new.get("tags") or ()), *(kept.get("tags") or ())]
-    return {
-        **new,
-        **{k: v for k, v in kept.items() if k not in new},
-        **({"tags": [*dict.fromkeys(tags)]} if tags else {}),
-    }
+    merged = {**new, **{k: v for k, v in kept.items() if k not in new}}
+    if tags:
+        merged["tags"] = [*dict.fromkeys(tags)]
+    merged.pop("model-index", None)
+    index = merge_results(kept.get("model-index"), new.get("model-index"))
+    return {**merged, "model-index": index} if index else merged
+
+
+def merge_results(old: Any, new: Any) -> list[dict[str, Any]]:
+    """Measurements: ours as they are now, and those that a person wrote, which are on something else."""
+    ours = [dict(model) for model in new or ()]
+    for model in as_list(old):
+        results = as_list(model.get("results")) if isinstance(model, dict) else []
+        others = [result for result in results if not is_ours(result)]
+        if not others:
+            continue
+        if ours:
+            ours[0]["results"] = [*ours[0]["results"], *others]
+        else:
+            ours = [{**model, "results": others}]
+    return ours
+
+
+def is_ours(result: Any) -> bool:
+    """Whether a measurement of the model-index was written here."""
+    dataset = result.get("dataset") if isinstance(result, dict) else None
+    return isinstance(dataset, dict) and str(dataset.get("name")).endswith(MEASURED_ON)
 
 
 def merge_edits(local: str, remote: str) -> tuple[str, bool]:
@@ -89,7 +116,7 @@ def merge_edits(local: str, remote: str) -> tuple[str, bool]:
     folder are taken over. Where both were changed the Hub's stay, and True is returned beside the text.
     """
     ours, theirs = Readme.parse(local), Readme.parse(remote)
-    merged = replace(ours, data=merge_metadata(theirs.data, ours.data), mark=ours.words)
+    merged = replace(ours, data=merge_metadata(theirs, ours.data), mark=ours.words)
     nothing_written = not (theirs.before or theirs.after or theirs.mark)
     if nothing_written or theirs.words in (theirs.mark, ours.words):
         return str(merged), False

@@ -7,7 +7,6 @@ Only the files that a model is made of are fetched: their sizes are checked befo
 repo is executed, and its files stay in the Hub's cache. What goes wrong is one sentence (`HubError`).
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -16,9 +15,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 import torch
-from huggingface_hub import HfApi, ModelInfo, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -36,6 +36,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
+from nanogpt_hub.files import git_hash_of, sha256_of
+from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
 from nanogpt_hub.tokenizer import Tokenizer
@@ -125,9 +127,10 @@ def resolve(
 
 def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
     """("user/name", revision) of "user/name@revision"; the default revision is main. HubError for what is no name."""
+    name = from_address(name)
     repo_id, _, inline = name.partition("@")
     try:
-        if len(Path(name).parts) > 2 or name.startswith((".", "~")):
+        if len(Path(repo_id).parts) > 2 or name.startswith((".", "~")):
             raise HFValidationError
         validate_repo_id(repo_id)
     except HFValidationError:
@@ -137,6 +140,16 @@ def split_name(name: str, revision: str | None = None) -> tuple[str, str]:
     if inline and revision and inline != revision:
         raise HubError(f"{name!r} names revision {inline!r}, and {revision!r} is asked for too: give one of them")
     return repo_id, revision or inline or "main"
+
+
+def from_address(name: str) -> str:
+    """ "user/name" or "user/name@revision" of the address of a model's page; any other name as it is."""
+    hosts = "|".join(map(re.escape, {"https://huggingface.co", "https://hf.co", constants.ENDPOINT}))
+    found = re.fullmatch(
+        rf"(?:{hosts})/(?!datasets/|spaces/)([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(?:tree|blob|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?",
+        name.strip(),
+    )
+    return name if not found else found[1] + (f"@{unquote(found[2])}" if found[2] else "")
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------
@@ -232,11 +245,7 @@ def check_bytes(path: Path, expected: str, repo_id: str) -> None:
 
     A file that differs is removed from the cache, so that the next try fetches it again.
     """
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if (sha256_of if len(expected) == 64 else git_hash_of)(path) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise DamagedError(f"{path.name} of {repo_id} arrived damaged: its hash is not the one on the Hub; try again")
@@ -263,12 +272,21 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: the network, an overloaded or failing Hub, a commit in between."""
     for e in chain(error):
         if isinstance(e, HfHubHTTPError):
-            return e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
+            damaged = e.response.status_code in (400, 422) and is_upload(e)  # bytes that changed on the way
+            return damaged or e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
         if isinstance(e, (OfflineModeIsEnabled, HubError)):
             return isinstance(e, DamagedError)
         if isinstance(e, (HTTPError, ConnectionError, TimeoutError)):
             return True
     return False
+
+
+def is_upload(error: HfHubHTTPError) -> bool:
+    """Whether it was the bytes of a large file that the Hub did not take."""
+    try:
+        return error.response.request.method == "PUT"
+    except RuntimeError:  # an answer that knows nothing of its request
+        return False
 
 
 def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) -> T:
@@ -284,16 +302,16 @@ def with_retries(work: Callable[[], T], tries: int = TRIES, pause: float = 0.5) 
 
 
 def explain(error: BaseException, repo_id: str, revision: str = "", doing: str = "") -> str:
-    """One sentence for what went wrong with a repo, and what to do about it."""
+    """One sentence for what went wrong with a repo, and what to do about it, without the address of an upload."""
     for e in chain(error):
         for kind, sentence in SENTENCES:
             if isinstance(e, kind):
-                return sentence.format(repo=repo_id, revision=revision, error=one_line(e))
+                return without_secrets(sentence.format(repo=repo_id, revision=revision, error=one_line(e)))
         if isinstance(e, HfHubHTTPError):
             return explain_status(e, repo_id, doing)
         if isinstance(e, HTTPError):
             return f"the Hub does not answer ({type(e).__name__}); check the network and try again"
-    return one_line(error)
+    return without_secrets(one_line(error))
 
 
 SENTENCES: list[tuple[type[BaseException], str]] = [  # the more special kinds first

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 APP_FILES = re.compile(r"app\.py|requirements\.txt|README\.md|nanogpt_hub/([\w-]+/)*[\w-]+\.(py|css|js|html|json)")
 # What only training needs; gradio comes by sdk_version.
-NOT_IN_A_SPACE = re.compile(r"(gradio|accelerate|datasets|pyarrow|filelock|jsonargparse|matplotlib)\b")
+NOT_IN_A_SPACE = re.compile(r"(gradio|accelerate|datasets|pyarrow|filelock|jsonargparse|matplotlib|detect-secrets)\b")
 FREE_HARDWARE = "zero-a10g"  # ZeroGPU: what an account without a subscription may use
 PYTHON = "3.12.12"  # of the two versions that ZeroGPU has
 

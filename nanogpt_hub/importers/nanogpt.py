@@ -19,8 +19,9 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from nanogpt_hub.checkpoint import CheckpointError, check_core, save_model, write_atomic
+from nanogpt_hub.checkpoint import CheckpointError, check_core, save_model
 from nanogpt_hub.families import OWN_TYPE, config_from_hf, empty_model, is_buffer, parameter_shapes
+from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer

@@ -1,10 +1,10 @@
 """The models that a process of many visitors holds: found by name within rules, fetched once, kept while there is room.
 
-    shelf = Shelf("user/name")
-    place = shelf.find("user/name", "step-000500")      # resolved to a commit; a LimitError where that is not allowed
-    loaded = shelf.load(place)                          # loaded.model, loaded.tokenizer, shared by all
+    models = ModelStore("user/name")
+    place = models.find("user/name", "step-000500")     # resolved to a commit; a LimitError where that is not allowed
+    loaded = models.load(place)                         # loaded.model, loaded.tokenizer, shared by all
 
-`Limits` are the house rules. They hold in the functions here and in playground.py, whoever calls.
+`Limits` say what one request may ask for. They hold in the functions here and in session.py, whoever calls.
 """
 
 import fnmatch
@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from torch import nn
 
-from nanogpt_hub.checkpoint import load_model, weight_files
+from nanogpt_hub.checkpoint import CheckpointError, load_model, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain, resolve, split_name
 from nanogpt_hub.model import GPT
@@ -46,6 +47,7 @@ class Limits:
 
     prompt_chars: int = 2000
     new_tokens: int = 500
+    kept_tokens: int = 4000  # of a text that grows by Continue or by branches
     seconds: float = 30.0  # of generation, for one request
     text_chars: int = 8000  # of text to be scored or cut
     text_tokens: int = 1024
@@ -86,7 +88,7 @@ class Loaded:
     defaults: SamplingConfig
     n_bytes: int
     notes: dict = field(default_factory=dict)  # results that are asked for again and again, by what was asked
-    int8: GPT | None = None  # its copy for `Shelf.load_int8`, made under the lock
+    int8: GPT | None = None  # its copy for `ModelStore.load_int8`, made under the lock
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -142,7 +144,7 @@ class ModelCache:
 # ---- by name ---------------------------------------------------------------------------------------------------------
 
 
-class Shelf:
+class ModelStore:
     """Finds and holds models for all visitors of a process."""
 
     def __init__(
@@ -179,7 +181,7 @@ class Shelf:
         token: of a visitor who signed in; what only they may see is kept apart from what all may. Raises LimitError for
         what is not allowed here, HubError and CheckpointError as `resolve` does.
         """
-        name, revision = (name or "").strip(), (revision or "").strip()
+        name, revision = from_address((name or "").strip(), (revision or "").strip())
         name, revision = name or self.default, "" if not name else revision
         self.limits.check("the name", len(name) + len(revision), 500, " characters")
         if name in TINY:
@@ -295,7 +297,10 @@ class Shelf:
         return self.cache.get((place.folder, place.sha, newest, device), n_bytes, lambda: self._load(place, device))
 
     def _load(self, place: Resolved, device: str) -> Loaded:
-        model, tokenizer = load_model(place.folder, device)
+        try:
+            model, tokenizer = load_model(place.folder, device)
+        except CheckpointError as error:  # by the model's name: where it is cached is nobody's business
+            raise CheckpointError(f"cannot load {self.name_of(place)}: {error.__cause__ or error}") from error
         if tokenizer is None:
             raise LimitError(f"{place} has no tokenizer.json, so no text can be given to it here")
         n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -317,6 +322,17 @@ class Shelf:
             return place.repo_id
         tiny = {Path(self._home.name) / "tiny" / folder: name for name, folder in TINY.items()} if self._home else {}
         return tiny.get(place.folder, place.folder.as_posix())
+
+
+def from_address(name: str, revision: str) -> tuple[str, str]:
+    """(name, revision) of a model whose page on the Hub was pasted in place of its name."""
+    parts = urlsplit(name if "://" in name else f"https://{name}")
+    if parts.hostname not in ("huggingface.co", "www.huggingface.co", "hf.co"):
+        return name, revision
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    if len(path) > 3 and path[2] in ("tree", "blob", "resolve", "commit"):
+        revision = revision or path[3]
+    return "/".join(path[:2]), revision
 
 
 def is_hidden(error: BaseException) -> bool:

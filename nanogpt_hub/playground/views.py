@@ -3,21 +3,15 @@
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
 from nanogpt_hub.runs import CURVES, Run
+from nanogpt_hub.sampling import SAMPLERS
 
-STAGES = {
-    "model": "the model's probability",
-    "repetition_penalty": "after repetition penalty",
-    "temperature": "after temperature",
-    "top_k": "after top-k",
-    "top_p": "after top-p",
-    "min_p": "after min-p",
-}
+STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
 PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
 CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`)", re.DOTALL)
 
@@ -68,22 +62,7 @@ def lens_view(result: LogitLens, inside: Inside) -> dict:
     return {"tokens": list(inside.tokens), "rows": rows}
 
 
-def surprise_view(result: Surprise) -> dict:
-    """Tokens coloured by surprise."""
-    tokens, group = [], -1
-    for token in result.tokens:
-        piece = token.piece
-        text = piece.text if piece.start is None else result.text[piece.start : piece.end]
-        view = {"t": text if piece.group != group else "", "name": piece.text, "bits": token.bits, "rank": token.rank}
-        if token.bits is not None:
-            view |= {"bits": round(token.bits, 3), "p": 2.0**-token.bits}
-            view["best"] = [token.best_text, token.best_prob]
-        tokens.append(view)
-        group = piece.group
-    return {"run": str(hash((result.text, result.total_bits))), "tokens": tokens}
-
-
-def surprise_says(result: Surprise) -> str:
+def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
     worst = sorted(result.tokens[1:], key=lambda token: -token.bits)[:3]
     where = ", ".join(f"`{escape(token.piece.text)}` ({token.bits:.1f} bits)" for token in worst)
@@ -112,7 +91,7 @@ def divergence_view(result: Divergence, names: tuple[str, str]) -> dict:
     return {"columns": ["next token", *names], "rows": rows}
 
 
-def divergence_says(result: Divergence) -> str:
+def divergence_note(result: Divergence) -> str:
     return (
         f"After the prompt the two are **{result.js:.3f} bits** apart (Jensen-Shannon: 0 if they expect the same, 1 if "
         f"they have nothing in common). Who expects B and reads what A writes wastes {result.kl_ab:.3f} bits a token, "
@@ -135,20 +114,39 @@ def parts_view(parts: Sequence[Part]) -> dict:
     return {"columns": ["part", "parameters", ""], "rows": rows, "notes": True}
 
 
-def spacing(steps: Sequence[int]) -> int:
-    """The largest distance that meets all kept steps, for a slider."""
-    return max(1, math.gcd(*(step - steps[0] for step in steps))) if len(steps) > 1 else 1
+MOST_STEPS = 150  # kept steps that the page plays through
+SAMPLE_CHARACTERS = 1200  # of each
 
 
-def step_says(run: Run, step: int, known: bool) -> str:
-    """What was measured at a kept step, in a line; `known` says whether its weights can be loaded."""
+def kept_steps(run: Run) -> list[int]:
+    """The steps of a run that have a sample, thinned evenly to `MOST_STEPS`; both ends stay."""
+    steps = [*run.samples]
+    every = max(1, math.ceil(len(steps) / MOST_STEPS))
+    return steps[::every] + (steps[-1:] if steps and (len(steps) - 1) % every else [])
+
+
+def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[int]) -> dict:
+    """Curves of runs over each other, and the first run's kept steps, each with its sample and what was measured.
+
+    usable: the steps whose weights can be loaded.
+    """
+    run = runs[0]
+    kept = [
+        {"step": n, "note": step_note(run, n), "text": run.sample(n, SAMPLE_CHARACTERS), "usable": n in usable}
+        for n in steps
+    ]
+    measures = (*CURVES, "learning_rate", "tokens_per_second")
+    drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
+    return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
+
+
+def step_note(run: Run, step: int) -> str:
+    """What was measured at a kept step, in a line."""
     row = run.at(step)
-    parts = [f"**Step {step:,}**" + (f" of {run.max_steps:,}" if run.max_steps else "")]
+    parts = [f"step {step:,}" + (f" of {run.max_steps:,}" if run.max_steps else "")]
     for key, label in CURVES.items():
         parts += [f"{label} loss {row[key]:.3f}"] if key in row else []
     parts += [f"{int(row['tokens']):,} tokens seen"] if "tokens" in row else []
-    parts += ["training goes on"] if run.going_on() else []
-    parts += [] if known else ["its weights were not kept; a run that pushes to the Hub can keep each step"]
     return " · ".join(parts)
 
 

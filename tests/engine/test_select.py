@@ -18,6 +18,7 @@ from helpers import ROOT, make_gpt, make_model
 
 from nanogpt_hub import sampling
 from nanogpt_hub.engine import prepare, select
+from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.torch_decoder import SUPPORTED, PlainDecoder, TorchDecoder, known_structure
 from nanogpt_hub.generate import generate_naive, stream_tokens
 from nanogpt_hub.model import Block, GPTConfig, KVCache
@@ -131,6 +132,21 @@ def test_a_decoder_that_computes_something_else_is_switched_off(fast, monkeypatc
     told = [record.message for record in caplog.records if f"the {fast} engine does not compute" in record.message]
     assert len(told) == 1  # once for a model, not for each text
     assert "hidden states of pass" in told[0]
+
+
+def test_in_8_bits_roundings_that_go_either_way_are_no_difference(compiled, caplog):
+    """Twelve layers: what goes another way on the border of two levels moves borders in all layers after it."""
+    model = quantize_int8(make_gpt("gpt2", n_layer=12, n_embd=256, n_inner=0, vocab_size=997))
+    tokens = list(stream_tokens(model, None, [[1, 2]], CONFIG, engine="numba"))
+    assert tokens[0].engine == "numba"
+    assert not caplog.records
+
+
+def test_in_8_bits_a_wrong_scale_is_noticed(compiled, caplog):
+    model = quantize_int8(make_gpt("gpt2"))
+    model.h[0].attn.c_attn.scale.mul_(1.02)  # which the compiled product reads, and PyTorch's kernel does not
+    assert next(iter(stream_tokens(model, None, [[1, 2]], CONFIG, engine="numba"))).engine == "torch"
+    assert "keys of pass 1 differ by" in caplog.text
 
 
 def test_an_error_in_a_decoder_is_no_error_of_the_text(monkeypatch, truth, caplog):

@@ -56,10 +56,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_full_card_tells_every_fact(folder):
-    card = make_card(folder, FACTS, "alice/tiny", loss_curve=True)
+    card = make_card(folder, FACTS, "alice/tiny", along=["training/loss.png"])
     for fact in (
         "# tiny", "alice/plays", "0123abc", "cc0-1.0", "1.12 MB", "char (", "1,003,854", "111,540", "4.25",
-        "gpt_neox", "| layers | 2 |", "16 tokens", "batch_size 12, optim.learning_rate 0.001", "Muon and AdamW",
+        "gpt_neox", "| layers | 2 |", "16 tokens", "- `batch_size`: 12", "- `optim.learning_rate`: 0.001",
+        "Muon and AdamW",
         "2,000", "4,266,000", "bf16", "a \\| b GPU", "21 min", "3,457 tokens/s", "torch 2.13.0", "deadbeef", "1337",
         "| this model | 1.4697 | 4.348 | 2.1204 |", "| guessing by frequency | 3.3431 | 28.31 | 4.8232 |",
         "1,800", "O thou", "training/loss.png",
@@ -171,7 +172,7 @@ def test_words_of_a_readme_that_is_not_ours_are_kept():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\nlicense: [mit\n---\n", "no valid YAML"),
+        ("---\nlicense: [mit\n---\n", "not valid YAML"),
         ("---\n- a\n---\n", "key: value"),
         ("---\nlanguage: English\n---\n", "ISO 639"),
         ("---\nlicense: My License\n---\n", "such as mit"),

@@ -20,7 +20,9 @@ from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.space import collect_space
-from nanogpt_hub.playground.models import Limits
+from nanogpt_hub.page.layout import create_page, serve
+from nanogpt_hub.playground.links import client_snippet
+from nanogpt_hub.playground.models import Limits, ModelStore
 from nanogpt_hub.playground.session import Playground
 
 
@@ -37,9 +39,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(app, folder):
     """A playground and the address at which it is served."""
-    playground = Playground(str(folder), on_space=True, limits=Limits(queue=40, seconds=20))
-    blocks = app.create_app(playground)
-    _, url, _ = app.launch(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    playground = Playground(ModelStore(str(folder), on_space=True, limits=Limits(queue=40, seconds=20)))
+    blocks = create_page(playground)
+    _, url, _ = serve(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield playground, url
     blocks.close()
 
@@ -79,10 +81,10 @@ def test_generate_with_weights_of_8_bits(client, folder):
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_client_snippet_gives_the_same_again(served, client, int8):
     playground, url = served
-    place = playground.find()
+    place = playground.models.find()
     *_, writing = playground.write(place, "To be\n", playground.settings(place, seed=5, stop="zz"), int8)
     namespace: dict = {}
-    snippet = playground.client_snippet(writing, url)
+    snippet = client_snippet(playground.models, writing, url)
     exec(snippet, namespace)
     assert namespace["result"]["text"] == writing.text
     assert ("int8=True" in snippet) == int8
@@ -90,7 +92,7 @@ def test_the_client_snippet_gives_the_same_again(served, client, int8):
 
 def test_weights_of_8_bits_are_offered_where_models_run_on_a_cpu(app, folder):
     for device, offered in (("cpu", True), ("cuda", False)):
-        blocks = app.create_app(Playground(str(folder), device=device))
+        blocks = create_page(Playground(ModelStore(str(folder), device=device)))
         (box,) = [block for block in blocks.blocks.values() if block.elem_id == "int8"]
         assert (box.visible, box.value) == (offered, False)
 
@@ -201,12 +203,12 @@ def test_on_zerogpu_generation_is_decorated(app, folder, monkeypatch):
     spaces.__spec__ = ModuleSpec("spaces", None)
     spaces.GPU = lambda duration: lambda function: (durations.append(duration), function)[1]
     monkeypatch.setitem(sys.modules, "spaces", spaces)
-    assert app.gpu_lender() is None
+    assert app.zero_gpu() is None
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     playground = app.make_playground(app.parse(["--model", str(folder)]))
-    assert playground.device == "cpu"
+    assert playground.models.device == "cpu"
     (seconds,) = durations
-    place = playground.find()
+    place = playground.models.find()
     assert 10 <= seconds(place, [1], playground.settings(place, max_new_tokens=200)) <= 60
 
 
@@ -234,13 +236,13 @@ def test_the_folder_of_a_space_runs_and_generates(folder, tmp_path):
 
 def test_arguments_and_variables_choose_the_model(app, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert app.make_playground(app.parse([])).default == "tiny"
-    assert app.make_playground(app.parse(["--model", str(folder)])).default == str(folder)
-    assert app.make_playground(app.parse(["--runs", str(folder.parent)])).default == folder.as_posix()
+    assert app.make_playground(app.parse([])).models.default == "tiny"
+    assert app.make_playground(app.parse(["--model", str(folder)])).models.default == str(folder)
+    assert app.make_playground(app.parse(["--runs", str(folder.parent)])).models.default == folder.as_posix()
     monkeypatch.setenv("NANOGPT_REPO", "user/name")
     monkeypatch.setenv("NANOGPT_REVISION", "step-000500")
-    assert app.make_playground(app.parse([])).default == "user/name@step-000500"
-    assert app.make_playground(app.parse([])).any_folder
-    assert not app.make_playground(app.parse(["--host", "0.0.0.0"])).any_folder
+    assert app.make_playground(app.parse([])).models.default == "user/name@step-000500"
+    assert app.make_playground(app.parse([])).models.any_folder
+    assert not app.make_playground(app.parse(["--host", "0.0.0.0"])).models.any_folder
     monkeypatch.setenv("SPACE_ID", "user/space")
-    assert not app.make_playground(app.parse([])).any_folder
+    assert not app.make_playground(app.parse([])).models.any_folder

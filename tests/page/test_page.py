@@ -7,15 +7,19 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import HOSTILE, files_of, import_app, make_model
+import torch
+from helpers import HOSTILE, files_of, make_model
 
+from nanogpt_hub.page.layout import create_page, serve
+from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.playground.session import Playground
+from nanogpt_hub.sampling import SAMPLERS, SamplingConfig, filter_logits, seen_tokens
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-WAIT = 20_000  # milliseconds; a loaded machine is slow
+WAIT = 60_000  # milliseconds; a loaded machine is slow
 playwright.expect.set_options(timeout=WAIT)
 
 
@@ -49,9 +53,8 @@ def served_run(tmp_path_factory):
     (run / "config.yaml").write_text("max_steps: 2000\n", encoding="utf-8")
     picture = "![p](http://198.51.100.1/x.png)"
     (folder / "README.md").write_text(f"# The card\n{HOSTILE} {picture}\n", encoding="utf-8")
-    app = import_app()
-    blocks = app.create_app(Playground(str(folder), run.parent))
-    _, url, _ = app.launch(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    blocks = create_page(Playground(ModelStore(str(folder), run.parent)))
+    _, url, _ = serve(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield url, run
     blocks.close()
 
@@ -61,6 +64,7 @@ def page(browser, served):
     """A page that is open and shows the example. Dialogs, script errors and outside requests fail the test."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(WAIT)
+    page.add_init_script("localStorage.setItem('nanogpt-hub-tour', 'seen')")
     problems = []
 
     def guard(route):
@@ -82,14 +86,19 @@ def page(browser, served):
 
 def ready(page):
     """Waits for the end of a generation."""
-    playwright.expect(page.locator("#status")).to_contain_text(re.compile("asked for|ended|stop string|time was up"))
+    playwright.expect(page.locator("#status")).to_contain_text(
+        re.compile("asked for|ended|stop string|time was up|stopped")
+    )
 
 
 def written(page):
+    """Prompt and text as the page shows them."""
     return "".join(page.locator("#output .token").all_text_contents())
 
 
 def choose(page, selector, value):
+    if not page.locator("#model-bar").is_visible():
+        page.locator("#change-model").click()
     field = page.locator(f"{selector} input").first
     field.fill(value)
     field.press("Enter")
@@ -105,6 +114,10 @@ def tab(page, name):
     page.get_by_role("tab", name=name, exact=True).click()
 
 
+def open_extras(page):
+    page.get_by_text("Take it with you").click()
+
+
 def test_write_click_a_token_and_open_the_link_again(page):
     assert len(written(page)) > 20, "a first visit shows something"
     page.locator("#prompt textarea").fill("be, or")
@@ -113,17 +126,19 @@ def test_write_click_a_token_and_open_the_link_again(page):
     playwright.expect(page.locator("#status")).to_contain_text("61 tokens")
     ready(page)
     text = written(page)
-    token = page.locator("#output .token").nth(3)
-    token.click()
-    panel = page.locator("#output .token-panel")
-    playwright.expect(panel).to_contain_text("Token 4")
-    assert panel.locator("tbody tr").count() == 8
+    assert text.startswith("be, or"), "the prompt is made of tokens too"
+    page.locator("#output .token").nth(9).click()
+    panel = page.locator("#panel")
+    playwright.expect(panel.locator(".panel-title")).to_contain_text("token 10")
+    assert panel.locator(".choice").count() >= 12
     page.keyboard.press("ArrowRight")
-    playwright.expect(panel).to_contain_text("Token 5")
-    page.get_by_text("Take it with you").click()
+    playwright.expect(panel.locator(".panel-title")).to_contain_text("token 11")
+    page.locator("#output .token").first.click()
+    playwright.expect(panel).to_contain_text("is the first token")
+    open_extras(page)
     link = page.locator("#link textarea, #link input").first
     playwright.expect(link).to_have_value(re.compile("seed="))
-    assert page.locator("#plain textarea").input_value() == "be, or" + text
+    assert page.locator("#plain textarea").input_value() == text
     with page.expect_download() as download:
         page.locator("#download").click()
     assert download.value.suggested_filename == "generation.json"
@@ -132,12 +147,131 @@ def test_write_click_a_token_and_open_the_link_again(page):
     ready(page)
     assert written(page) == text
     page.locator("#continue").click()
-    playwright.expect(page.locator("#prompt textarea")).to_have_value("be, or" + text)
+    playwright.expect(page.locator("#output .token")).to_have_count(6 + 2 * 61)
+    assert written(page).startswith(text)
+    page.locator("#prompt textarea").fill("or be")
+    page.locator("#continue").click()
+    playwright.expect(page.locator("#output .token")).to_have_count(5 + 61)
+    assert page.locator("#prompt textarea").input_value() == "or be", "an edited prompt stays"
+
+
+def test_the_bars_follow_the_sliders_as_the_samplers_say(page):
+    """The samplers in the browser give what those of sampling.py give, over a grid of settings."""
+    torch.manual_seed(3)
+    many = {"repetition_penalty": 1.2, "temperature": 0.9, "top_k": 50, "top_p": 0.7, "min_p": 0.05}
+    for vocab, settings in (
+        (7, {"top_k": 3}),
+        (50, {"temperature": 0.6, "top_p": 0.8}),
+        (50, {"temperature": 0.0}),
+        (50, {"min_p": 0.2, "temperature": 1.7}),
+        (300, {"repetition_penalty": 1.4, "top_k": 40}),
+        (300, many),
+    ):
+        logits = torch.randn(1, vocab) * 3
+        config = SamplingConfig(**{"temperature": 1.0, "top_k": 0, **settings})
+        seen = list(range(0, vocab, 3))
+        expected = filter_logits(logits, config, seen_tokens([seen], vocab)).softmax(-1)[0]
+        listed = [[each.name, each.neutral, getattr(config, each.name)] for each in SAMPLERS.values()]
+        script = "([l, s, t]) => Array.from(nanogpt.samplers.distribution(Float64Array.from(l), s, new Set(t)))"
+        got = torch.tensor(page.evaluate(script, [logits[0].tolist(), listed, seen]))
+        assert torch.allclose(got, expected, atol=1e-5), settings
+    unknown = page.evaluate("nanogpt.samplers.distribution(Float64Array.of(1, 2), [['new_one', 0, 1]], new Set())")
+    assert unknown is None, "the server computes what the browser does not know"
+
+
+def test_a_slider_reshapes_the_bars_without_the_server(page):
+    figures = page.locator("#panel .choice .figure")
+    playwright.expect(figures.first).to_be_visible()
+    page.wait_for_timeout(500)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    set_slider(page, "#top-k", 1)
+    playwright.expect(page.locator("#panel .choice.cut")).to_have_count(page.locator("#panel .choice").count() - 1)
+    playwright.expect(figures.first).to_have_text("100 %")
+    assert asked == []
+
+
+def test_heads_light_up_the_text(page):
+    page.locator("#output .token").nth(12).click()
+    playwright.expect(page.locator("#panel .panel-title")).to_contain_text("token 13")
+    heads = page.locator("#panel .att")
+    playwright.expect(heads).to_have_count(4)
+    heads.nth(1).focus()
+    playwright.expect(page.locator("#output .token-text")).to_have_class(re.compile("lit"))
+    playwright.expect(page.locator("#panel")).to_contain_text("Layer 1, head 2 looks most at")
+    page.keyboard.press("ArrowDown")
+    playwright.expect(page.locator("#panel")).to_contain_text("Layer 2, head 2 looks most at")
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator("#output .token-text")).not_to_have_class(re.compile("lit"))
+    assert page.locator("#panel .path-row").count() == 3
+
+
+def test_branches_grow_are_walked_and_have_links(page):
+    first = written(page)
+    page.locator("#output .token").nth(15).click()
+    playwright.expect(page.locator("#panel .panel-title")).to_contain_text("token 16")
+    choice = page.locator("#panel .choice:not(:has(.chosen))").first
+    name = choice.locator("code").text_content()
+    choice.click()
+    playwright.expect(page.locator(".branch")).to_have_count(2)
+    ready(page)
+    page.wait_for_function("!document.querySelector('#output .writing')")
+    branch = written(page)
+    assert branch[:15] == first[:15]
+    assert branch[15].replace(" ", "␣").replace("\n", "⏎") == name
+    open_extras(page)
+    link = page.locator("#link textarea, #link input").first
+    playwright.expect(link).to_have_value(re.compile("given="))
+    address = link.input_value()
+    page.locator(".branch").first.click()
+    playwright.expect(page.locator("#output .fork")).to_have_count(0)
+    assert written(page) == first
+    page.goto(address)
+    playwright.expect(page.locator("#output .fork")).to_have_count(1)
+    ready(page)
+    assert written(page) == branch
+
+
+def test_the_tour_is_offered_once(browser, served):
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(served)
+    page.get_by_role("button", name="Show me").click()
+    for title in ("Tokens", "Probabilities", "Choosing", "Attention", "Training"):
+        playwright.expect(page.locator(".tour h2")).to_have_text(title)
+        page.locator(".tour .play").click()
+    playwright.expect(page.locator(".tour")).to_have_count(0)
+    page.goto(served)
+    page.locator("#output .token").first.wait_for()
+    page.wait_for_timeout(1500)
+    assert page.locator(".tour").count() == 0
+    page.locator("#tour").click()
+    playwright.expect(page.locator(".tour h2")).to_have_text("Tokens")
+    page.keyboard.press("Escape")
+    playwright.expect(page.locator(".tour")).to_have_count(0)
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser, served, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(WAIT)
+    page.goto(served)
+    page.locator("#panel .choice").first.wait_for()
+    for name in ("Generate", "Look inside", "Training", "Compare", "Model"):
+        tab(page, name)
+        page.wait_for_timeout(1500)
+        found = axe.Axe().run(page).response["violations"]
+        bad = [(v["id"], v["nodes"][0]["target"]) for v in found if v["impact"] in ("serious", "critical")]
+        assert bad == [], name
+    page.close()
 
 
 def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
-    asked, original = [], Playground.load_int8
-    monkeypatch.setattr(Playground, "load_int8", lambda *args: (asked.append(args), original(*args))[1])
+    asked, original = [], ModelStore.load_int8
+    monkeypatch.setattr(ModelStore, "load_int8", lambda *args: (asked.append(args), original(*args))[1])
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Weights of 8 bits").check()
     set_slider(page, "#tokens", 61)
@@ -147,7 +281,7 @@ def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
     text = written(page)
     page.get_by_text("Take it with you").click()
     link = page.locator("#link textarea, #link input").first
-    playwright.expect(link).to_have_value(re.compile("int8=1$"))
+    playwright.expect(link).to_have_value(re.compile("int8=1"))
     page.goto(link.input_value())
     playwright.expect(page.locator("#status")).to_contain_text("61 tokens")
     ready(page)
@@ -156,7 +290,7 @@ def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
     page.get_by_text("More", exact=True).click()
     playwright.expect(page.get_by_label("Weights of 8 bits")).to_be_checked()
     page.goto(f"{served}?int8=abc")
-    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc' in this link")
+    playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc'")
 
 
 def test_stop_in_the_middle(page, monkeypatch):
@@ -164,20 +298,22 @@ def test_stop_in_the_middle(page, monkeypatch):
 
     def slowly(self, *args):
         for tokens in original(self, *args):
-            time.sleep(0.03)
+            time.sleep(0.1)
             yield tokens
 
     monkeypatch.setattr(Playground, "_stream", slowly)
-    monkeypatch.setattr("nanogpt_hub.playground.session.UPDATES_PER_SECOND", 1e9)
+    monkeypatch.setattr("nanogpt_hub.playground.session.UPDATES_PER_SECOND", 20)
     set_slider(page, "#tokens", 500)
     page.locator("#generate").click()
-    playwright.expect(page.locator("#status")).to_contain_text("writing")
+    playwright.expect(page.locator("#status")).to_contain_text("generating")
     page.wait_for_function("document.querySelectorAll('#output .token').length > 5")
     page.locator("#stop").click()
     page.wait_for_timeout(1500)
     stopped = page.locator("#output .token").count()
     page.wait_for_timeout(700)
     assert page.locator("#output .token").count() == stopped < 500
+    playwright.expect(page.locator("#status")).to_contain_text("stopped")
+    assert page.locator("#output .writing").count() == 0
     page.get_by_text("Take it with you").click()
     playwright.expect(page.locator("#plain textarea")).to_have_value(re.compile(r"\S"))
 
@@ -213,41 +349,45 @@ def test_links_of_all_kinds_open(page, served):
 
 def test_look_inside(page):
     tab(page, "Look inside")
-    playwright.expect(page.locator("#next .bar").first).to_be_visible()
+    playwright.expect(page.locator("#look-panel .choice").first).to_be_visible()
     page.locator("#look-text textarea").fill("or not to be" + HOSTILE)
     page.locator("#look").click()
-    tab(page, "Tokenizer")
-    playwright.expect(page.locator("#pieces .piece")).to_have_count(len("or not to be" + HOSTILE))
-    tab(page, "Attention")
-    playwright.expect(page.locator("#attention .heads button")).to_have_count(4)
-    page.locator("#attention .heads button").nth(3).click()
-    playwright.expect(page.locator("#attention h4")).to_have_text("Layer 2, head 2")
-    page.locator("#attention .head .token").nth(2).click()
-    playwright.expect(page.locator("#attention .head .hint")).to_contain_text("(token 3) looks most at")
-    tab(page, "Logit lens")
-    playwright.expect(page.locator("#lens tbody tr")).to_have_count(3)
-    tab(page, "Surprise")
+    playwright.expect(page.locator("#surprise .token")).to_have_count(len("or not to be" + HOSTILE))
     playwright.expect(page.locator("#surprise-figures")).to_contain_text("bits per character")
     page.locator("#surprise .token").nth(4).click()
-    playwright.expect(page.locator("#surprise .token-panel")).to_contain_text("Token 5")
+    playwright.expect(page.locator("#look-panel .panel-title")).to_contain_text("token 5")
+    page.locator("#look-panel .att").nth(3).focus()
+    playwright.expect(page.locator("#surprise .token-text")).to_have_class(re.compile("lit"))
+    tab(page, "Tokenizer")
+    playwright.expect(page.locator("#pieces .piece")).to_have_count(len("or not to be" + HOSTILE))
+    tab(page, "Samplers")
+    playwright.expect(page.locator("#next .bar").first).to_be_visible()
+    tab(page, "All attention maps")
+    playwright.expect(page.locator("#attention .maps button")).to_have_count(4)
+    page.locator("#attention .maps button").nth(3).click()
+    playwright.expect(page.locator("#attention h4")).to_have_text("Layer 2, head 2")
+    tab(page, "Logit lens")
+    playwright.expect(page.locator("#lens tbody tr")).to_have_count(3)
 
 
-def test_training_slider_and_generating_with_a_step(page):
+def test_training_plays_and_a_step_can_be_used(page):
     tab(page, "Training")
-    sample = page.locator("#sample textarea")
-    playwright.expect(sample).to_have_value(f"sample 1000 {HOSTILE}")
-    playwright.expect(page.locator("#loss canvas, #loss svg").first).to_be_visible()
-    slider = page.locator("#step input[type=range]")
+    sample = page.locator("#sample")
+    playwright.expect(sample).to_have_text(f"sample 1000 {HOSTILE}")
+    playwright.expect(page.locator("#training .chart").first).to_be_visible()
+    slider = page.locator("#step")
     slider.focus()
     slider.press("ArrowLeft")
     slider.press("ArrowLeft")
-    playwright.expect(sample).to_have_value(f"sample 500 {HOSTILE}")
-    playwright.expect(page.locator("#step-facts")).to_contain_text("Step 500")
+    playwright.expect(sample).to_have_text(f"sample 500 {HOSTILE}")
+    playwright.expect(page.locator("#step-facts")).to_contain_text("step 500")
     playwright.expect(page.locator("#use-step")).to_be_disabled()
-    slider.press("End")
+    page.locator("#training .play").click()
+    playwright.expect(sample).to_have_text(f"sample 1000 {HOSTILE}")
+    playwright.expect(page.locator("#training .play")).to_contain_text("Play")
     playwright.expect(page.locator("#use-step")).to_be_enabled()
     page.locator("#use-step").click()
-    playwright.expect(page.locator("#facts")).to_contain_text("/last")
+    playwright.expect(page.locator("#facts")).to_contain_text("mine/last")
     playwright.expect(page.locator("#output")).to_be_visible()
 
 
@@ -258,6 +398,8 @@ def test_compare_best_and_last(page):
     for side in "ab":
         playwright.expect(page.locator(f"#status-{side}")).to_contain_text("asked for")
     assert page.locator("#output-a .mark").count() == page.locator("#output-b .mark").count() == 1
+    assert page.locator("#output-a .differs").count() > 1
+    playwright.expect(page.locator("#reread-note")).to_contain_text("as B reads it")
     playwright.expect(page.locator("#apart")).to_contain_text("Jensen-Shannon")
     assert page.locator("#divergence tbody tr").count() == 10
 
@@ -279,22 +421,25 @@ def test_training_moves_while_a_run_goes_on(browser, served_run):
     page.goto(url)
     page.locator("#output .token").first.wait_for()
     tab(page, "Training")
-    sample = page.locator("#sample textarea")
-    playwright.expect(sample).to_have_value(re.compile("^sample 1000"))
+    sample = page.locator("#sample")
+    playwright.expect(sample).to_have_text(re.compile("^sample 1000"))
     (run / "samples" / "step-001250.txt").write_text("it went on", encoding="utf-8")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"step": 1250, "val_loss": 0.5}\n')
-    playwright.expect(sample).to_have_value("it went on")
-    playwright.expect(page.locator("#step-facts")).to_contain_text("Step 1,250 of 2,000 · ")
+    playwright.expect(sample).to_have_text("it went on")
+    playwright.expect(page.locator("#step-facts")).to_contain_text("step 1,250 of 2,000 · ")
+    playwright.expect(page.locator("#training .live")).to_contain_text("step 1,250 of 2,000")
     page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_does_not_scroll_sideways(browser, served, scheme):
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page.set_default_timeout(WAIT)
     page.goto(served)
     page.locator("#output .token").first.wait_for()
+    place = page.locator("#output .token").nth(20).bounding_box()
+    assert place["y"] + place["height"] < 844, "the text is on the first screen"
     for name in ("Generate", "Look inside", "Training", "Compare", "Model"):
         inner = page.get_by_role("tab", name=name, exact=True)
         if not inner.count():  # there is no room for all of them

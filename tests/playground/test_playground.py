@@ -1,5 +1,6 @@
 """What the app's tabs do, tested without the app: rules, the models in memory, records, links, logs."""
 
+import base64
 import json
 import pickle
 import threading
@@ -7,22 +8,28 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 from helpers import HOSTILE, files_of, make_model
 
 from nanogpt_hub.checkpoint import CheckpointError, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
-from nanogpt_hub.playground.models import LimitError, Limits, ModelCache
-from nanogpt_hub.playground.session import Playground, explain
+from nanogpt_hub.playground import facts
+from nanogpt_hub.playground.continuation import Tree
+from nanogpt_hub.playground.links import link, pack, read_link, snippet, unpack
+from nanogpt_hub.playground.models import LimitError, Limits, ModelCache, ModelStore, from_address
+from nanogpt_hub.playground.session import Playground, toast, user_message, whole_words
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
+    MOST_STEPS,
     attention_view,
+    kept_steps,
     lens_view,
     next_tokens_view,
     pieces_view,
     safe_markdown,
-    surprise_view,
+    training_view,
 )
 from nanogpt_hub.runs import MAX_POINTS, find_runs, read_run, run_of
 
@@ -34,12 +41,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def playground(folder):
-    return Playground(str(folder))
+    return Playground(ModelStore(str(folder)))
 
 
 @pytest.fixture
 def place(playground):
-    return playground.find()
+    return playground.models.find()
 
 
 def write(playground, place, prompt="To be", **asked):
@@ -72,7 +79,7 @@ def test_limits_hold_for_every_text(playground, place):
         lambda: playground.score(place, long),
         lambda: playground.cut(place, long),
         lambda: playground.divergence(place, place, "T" * 2001),
-        lambda: playground.find("a/" + "b" * 600),
+        lambda: playground.models.find("a/" + "b" * 600),
     ):
         with pytest.raises(LimitError, match="at most"):
             call()
@@ -91,9 +98,9 @@ def test_variables_set_limits(monkeypatch):
 
 def test_visitors_see_only_the_folders_they_may(folder, tmp_path, monkeypatch):
     run = make_model(tmp_path / "runs" / "mine" / "best")
-    shelf = Playground(str(folder), tmp_path / "runs")
-    assert shelf.find(str(run)).folder == run
-    assert shelf.find("").folder == folder
+    models = ModelStore(str(folder), tmp_path / "runs")
+    assert models.find(str(run)).folder == run
+    assert models.find("").folder == folder
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "secret" / "model")
     for name in (
@@ -102,18 +109,18 @@ def test_visitors_see_only_the_folders_they_may(folder, tmp_path, monkeypatch):
         str(tmp_path / "runs" / ".." / "secret" / "model"),
     ):
         with pytest.raises((LimitError, HubError)):
-            shelf.find(name)
-    assert Playground(str(folder), any_folder=True).find("secret/model").folder.name == "model"
+            models.find(name)
+    assert ModelStore(str(folder), any_folder=True).find("secret/model").folder.name == "model"
 
 
 def test_names_are_allowed_by_pattern(folder, hub):
     hub.add_repo("alice/tiny", files_of(folder))
     hub.add_repo("bob/tiny", files_of(folder))
-    shelf = Playground("bob/tiny", allowed=["alice/*"])
-    assert shelf.find("alice/tiny").sha == hub.repo("alice/tiny").branches["main"]
-    assert shelf.find().repo_id == "bob/tiny", "the default is always allowed"
+    models = ModelStore("bob/tiny", allowed=["alice/*"])
+    assert models.find("alice/tiny").sha == hub.repo("alice/tiny").branches["main"]
+    assert models.find().repo_id == "bob/tiny", "the default is always allowed"
     with pytest.raises(LimitError, match="not among the models allowed"):
-        shelf.find("carol/tiny")
+        models.find("carol/tiny")
 
 
 def test_a_revision_is_a_commit_and_the_hub_is_asked_once_a_minute(folder, hub):
@@ -121,13 +128,13 @@ def test_a_revision_is_a_commit_and_the_hub_is_asked_once_a_minute(folder, hub):
     first = repo.branches["main"]
     repo.tags["step-000500"] = first
     repo.put({"README.md": b"# new"})
-    shelf = Playground("alice/tiny")
-    assert shelf.find("alice/tiny", "step-000500").sha == shelf.find("alice/tiny@step-000500").sha == first
-    assert shelf.find().sha == repo.branches["main"] != first
+    models = ModelStore("alice/tiny")
+    assert models.find("alice/tiny", "step-000500").sha == models.find("alice/tiny@step-000500").sha == first
+    assert models.find().sha == repo.branches["main"] != first
     asked = len(hub.requests)
-    shelf.find()
+    models.find()
     assert len(hub.requests) == asked
-    assert shelf.revisions(shelf.find()) == ["main", "step-000500"]
+    assert models.revisions(models.find()) == ["main", "step-000500"]
 
 
 def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
@@ -135,16 +142,16 @@ def test_what_is_private_is_for_its_owner_alone(folder, hub, monkeypatch):
     hub.add_user("bob", "hf_bob")
     hub.add_repo("alice/diary", files_of(folder), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")  # the Space's owner is signed in; visitors must not profit
-    shelf = Playground(str(folder), on_space=True)
-    mine = shelf.find("alice/diary", token="hf_alice")
-    assert shelf.load(mine).place == mine
+    models = ModelStore(str(folder), on_space=True)
+    mine = models.find("alice/diary", token="hf_alice")
+    assert models.load(mine).place == mine
     for token in (None, "hf_bob"):
         with pytest.raises(HubError) as caught:
-            shelf.find("alice/diary", token=token)
-        assert "no such model" in explain(caught.value, shelf)
+            models.find("alice/diary", token=token)
+        assert "no such model" in user_message(caught.value, models)
     hub.fail("GET", "alice/diary", times=9, status=503)
     with pytest.raises(HubError):
-        shelf.find("alice/diary")  # the Hub is down: what alice fetched must not come out of a cache
+        models.find("alice/diary")  # the Hub is down: what alice fetched must not come out of a cache
 
 
 def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch):
@@ -152,10 +159,10 @@ def test_the_owner_of_a_space_may_show_a_private_model(folder, hub, monkeypatch)
     for name in ("shown", "other"):
         hub.add_repo(f"alice/{name}", files_of(folder), private=True)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
-    shelf = Playground("alice/shown@main", on_space=True)
-    assert shelf.revisions(shelf.find()) == ["main"]
+    models = ModelStore("alice/shown@main", on_space=True)
+    assert models.revisions(models.find()) == ["main"]
     with pytest.raises(HubError):
-        shelf.find("alice/other")
+        models.find("alice/other")
 
 
 def test_repos_that_are_no_models_of_ours(folder, hub):
@@ -164,15 +171,15 @@ def test_repos_that_are_no_models_of_ours(folder, hub):
     hub.add_repo("a/data", {"data.csv": b"1"})
     hub.add_repo("a/pickle", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
     hub.add_repo("a/large", {**files, "model.safetensors": bytes(3000)})
-    shelf = Playground(str(folder), on_space=True, limits=Limits(model_bytes=20_000))
+    models = ModelStore(str(folder), on_space=True, limits=Limits(model_bytes=20_000))
     for name, sentence in (
         ("a/gated", "gated"), ("a/data", "no config.json"), ("a/pickle", "never read"), ("a/none", "no such model"),
         ("no name!", "name on the Hub"), ("a/large", "no complete|announces|safetensors"),
     ):  # fmt: skip
         with pytest.raises((HubError, CheckpointError)) as caught:
-            shelf.load(shelf.find(name))
-        assert any(part in explain(caught.value, shelf) for part in sentence.split("|")), caught.value
-    small = Playground(str(folder), limits=Limits(model_bytes=100))
+            models.load(models.find(name))
+        assert any(part in user_message(caught.value, models) for part in sentence.split("|")), caught.value
+    small = ModelStore(str(folder), limits=Limits(model_bytes=100))
     with pytest.raises(HubError, match="at most 100 are fetched"):
         small.find("a/large")
     assert not hub.asked("GET", "/cdn/") or "large" not in hub.asked("GET", "/cdn/")[0].path
@@ -183,18 +190,18 @@ def test_repos_that_are_no_models_of_ours(folder, hub):
 
 def test_cache_forgets_the_model_used_longest_ago(tmp_path, playground):
     folders = [make_model(tmp_path / str(n), seed=n) for n in range(3)]
-    n_bytes = playground.load(playground.find()).n_bytes
-    shelf = Playground(str(folders[0]), any_folder=True, limits=Limits(cache_bytes=int(2.5 * n_bytes)))
-    a, b, c = (shelf.find(str(folder)) for folder in folders)
-    first = shelf.load(a)
-    shelf.load(b)
-    assert shelf.load(a) is first
-    shelf.load(c)
-    assert shelf.load(a) is first, "b was used longer ago"
-    assert len(shelf.cache) == 2
-    assert shelf.cache.n_bytes <= shelf.limits.cache_bytes
+    n_bytes = playground.models.load(playground.models.find()).n_bytes
+    models = ModelStore(str(folders[0]), any_folder=True, limits=Limits(cache_bytes=int(2.5 * n_bytes)))
+    a, b, c = (models.find(str(folder)) for folder in folders)
+    first = models.load(a)
+    models.load(b)
+    assert models.load(a) is first
+    models.load(c)
+    assert models.load(a) is first, "b was used longer ago"
+    assert len(models.cache) == 2
+    assert models.cache.n_bytes <= models.limits.cache_bytes
     save_model(folders[0], first.model, first.tokenizer)
-    assert shelf.load(a) is not first, "a run wrote the folder again"
+    assert models.load(a) is not first, "a run wrote the folder again"
 
 
 def test_all_who_wait_share_one_load():
@@ -224,12 +231,12 @@ def test_the_copy_of_8_bits_is_made_once_and_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nanogpt_hub.playground.models.quantize_int8", slowly)
     folders = [make_model(tmp_path / str(n), seed=n) for n in range(2)]
-    shelf = Playground(str(folders[0]), any_folder=True)
-    a, b = (shelf.find(str(folder)) for folder in folders)
-    other, loaded = shelf.load(a), shelf.load(b)
+    models = ModelStore(str(folders[0]), any_folder=True)
+    a, b = (models.find(str(folder)) for folder in folders)
+    other, loaded = models.load(a), models.load(b)
     plain = loaded.n_bytes
-    shelf.cache.max_bytes = shelf.cache.n_bytes + 100
-    threads = [threading.Thread(target=lambda: copies.append(shelf.load_int8(b))) for _ in range(8)]
+    models.cache.max_bytes = models.cache.n_bytes + 100
+    threads = [threading.Thread(target=lambda: copies.append(models.load_int8(b))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,18 +244,18 @@ def test_the_copy_of_8_bits_is_made_once_and_counts(tmp_path, monkeypatch):
     assert made == [loaded.model]
     assert len(set(map(id, copies))) == 1
     assert plain < loaded.n_bytes < plain * 1.5
-    assert shelf.cache.n_bytes == loaded.n_bytes, "the other model made room"
-    assert shelf.load(b) is loaded
-    assert shelf.load(a) is not other
+    assert models.cache.n_bytes == loaded.n_bytes, "the other model made room"
+    assert models.load(b) is loaded
+    assert models.load(a) is not other
 
 
 def test_a_load_that_fails_leaves_the_others(playground, place, tmp_path):
-    loaded = playground.load(place)
+    loaded = playground.models.load(place)
     broken = make_model(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(CheckpointError):
-        playground.load(Resolved(broken))
-    assert playground.load(place) is loaded
+        playground.models.load(Resolved(broken))
+    assert playground.models.load(place) is loaded
 
 
 # ---- writing ----
@@ -256,18 +263,20 @@ def test_a_load_that_fails_leaves_the_others(playground, place, tmp_path):
 
 def test_writing_is_what_generate_gives(playground, place):
     last = write(playground, place)[-1]
-    loaded = playground.load(place)
+    loaded = playground.models.load(place)
     same = generate(loaded.model, loaded.tokenizer, "To be", playground.settings(place, max_new_tokens=20, seed=3))
     assert last.text == same.text
     assert last.finish == "length"
     view = last.view()
-    assert "".join(token["t"] for token in view["tokens"]) == last.text
-    assert all(len(token["alts"]) == 8 and 0 <= token["p"] <= 1 for token in view["tokens"])
+    assert "".join(text for text, *_ in view["tokens"]) == last.text
+    assert "".join(text for text, _ in view["prompt"]) == "To be"
+    assert all(0 <= p <= 1 for _, _, p, _ in view["tokens"])
+    assert all(len(token.alternatives) == 8 for token in last.tokens)
     assert json.loads(last.as_json())["text"] == last.text
 
 
 def test_weights_of_8_bits_write_what_generate_gives(playground, place):
-    loaded, config = playground.load(place), playground.settings(place, max_new_tokens=20, seed=3)
+    loaded, config = playground.models.load(place), playground.settings(place, max_new_tokens=20, seed=3)
     *_, last = playground.write(place, "To be", config, int8=True)
     ids, small = loaded.tokenizer.encode("To be"), quantize_int8(loaded.model)
     assert last.tokens == tuple(stream_tokens(small, loaded.tokenizer, [ids], config, alternatives=8))
@@ -280,7 +289,7 @@ def test_weights_of_8_bits_write_what_generate_gives(playground, place):
 def test_weights_of_8_bits_stay_on_the_cpu(playground, place, folder, monkeypatch):
     """Whatever the device is, and though a GPU could be borrowed."""
     monkeypatch.setattr("nanogpt_hub.playground.session.SMALL_MODEL", 0)
-    elsewhere = Playground(str(folder), device="meta", borrow=lambda function: pytest.fail)
+    elsewhere = Playground(ModelStore(str(folder), device="meta"), gpu=lambda function: pytest.fail)
     config = playground.settings(place, max_new_tokens=20, seed=3)
     *_, there = elsewhere.write(place, "To be", config, int8=True)
     *_, here = playground.write(place, "To be", config, int8=True)
@@ -295,8 +304,8 @@ def test_updates_are_few_and_the_last_is_complete(playground, place, monkeypatch
 
 def test_time_is_limited(playground, place, folder):
     assert playground.settings(place, max_seconds=1e9).max_seconds == 30
-    hurried = Playground(str(folder), limits=Limits(seconds=1e-9))
-    assert write(hurried, hurried.find(), max_new_tokens=50)[-1].finish == "time"
+    hurried = Playground(ModelStore(str(folder), limits=Limits(seconds=1e-9)))
+    assert write(hurried, hurried.models.find(), max_new_tokens=50)[-1].finish == "time"
 
 
 def test_closing_ends_the_work(playground, place, monkeypatch):
@@ -319,16 +328,20 @@ def test_link_and_snippet_give_the_same_again(playground, place, int8):
     config = playground.settings(place, max_new_tokens=20, top_k=5, top_p=0.9, stop="zz\nqq", seed=11)
     *_, written = playground.write(place, "be or\nnot", config, int8)
     query = {
-        name: values[0] for name, values in parse_qs(urlsplit(playground.link(written, "http://x/")).query).items()
+        name: values[0]
+        for name, values in parse_qs(urlsplit(link(playground.models, written, "http://x/")).query).items()
     }
     assert query.pop("repo") == place.folder.as_posix()
     prompt, stop = query.pop("prompt"), query.pop("stop")
     assert query.pop("int8", None) == ("1" if int8 else None)
-    again = playground.settings(place, stop=stop, **{name: float(value) for name, value in query.items()})
-    *_, same = playground.write(place, prompt, again, int8)
+    asked, problems = read_link(query)
+    assert problems == []
+    engine = asked.pop("engine")
+    assert engine == written.engine == "torch"
+    *_, same = playground.write(place, prompt, playground.settings(place, stop=stop, **asked), int8, engine=engine)
     assert same.tokens == written.tokens
     namespace: dict = {}
-    exec(playground.snippet(written), namespace)
+    exec(snippet(written), namespace)
     assert namespace["result"].text == written.text
     assert ("quantize_int8" in namespace) == int8
 
@@ -348,8 +361,8 @@ def test_a_large_model_writes_where_the_gpu_is(playground, folder, monkeypatch):
 
         return there
 
-    borrower = Playground(str(folder), borrow=borrow)
-    assert write(borrower, borrower.find())[-1].text == write(playground, playground.find())[-1].text
+    borrower = Playground(ModelStore(str(folder)), gpu=borrow)
+    assert write(borrower, borrower.models.find())[-1].text == write(playground, playground.models.find())[-1].text
     assert travelled
 
 
@@ -363,11 +376,190 @@ def test_comparison_marks_where_two_part(playground, place, tmp_path):
     *_, (one, two) = playground.compare(place, other, "To be", config)
     ids = [[token.id for token in writing.tokens] for writing in (one, two)]
     assert len(ids[0]) == len(ids[1]) == 12
-    mark = playground.parting(one, two)
+    mark = playground.first_difference(one, two)
     assert ids[0][:mark] == ids[1][:mark]
     assert ids[0][mark] != ids[1][mark]
     *_, (one, two) = playground.compare(place, place, "To be", config)
-    assert playground.parting(one, two) is None
+    assert playground.first_difference(one, two) is None
+
+
+# ---- branches ----
+
+
+def test_a_branch_keeps_what_stands_before_and_its_link_repeats_it(playground, place):
+    *_, first = write(playground, place, max_new_tokens=50)  # longer than the context of 32: windows move
+    config = playground.settings(place, max_new_tokens=20, seed=8)
+    chosen = first.tokens[9].alternatives[2].id
+    *_, branch = playground.extend(first, config, keep=len(first.prompt_ids) + 9, chosen=chosen)
+    assert branch.given == 10
+    assert [token.id for token in branch.tokens[:10]] == [*(token.id for token in first.tokens[:9]), chosen]
+    assert len(branch.tokens) == 30
+    query = parse_qs(urlsplit(link(playground.models, branch)).query)
+    asked, _ = read_link({name: values[0] for name, values in query.items()})
+    *_, again = playground.write(place, "To be", config, given=asked["given"])
+    assert [token.id for token in again.tokens] == [token.id for token in branch.tokens]
+    for one, two in zip(again.tokens, branch.tokens, strict=True):
+        assert one.logprob == pytest.approx(two.logprob, abs=1e-4)
+        assert one.text == two.text
+    namespace: dict = {}
+    exec(snippet(branch), namespace)
+    assert namespace["text"] == branch.prompt + branch.text
+
+
+def test_the_prompt_branches_too(playground, place):
+    *_, first = write(playground, place)
+    config = playground.settings(place, max_new_tokens=5, seed=8)
+    *_, branch = playground.extend(first, config, keep=2, chosen=5)
+    assert branch.prompt == "To"
+    assert branch.tokens[0].id == 5
+    assert len(branch.tokens) == 6
+
+
+def test_continue_goes_on_from_all_of_it(playground, place):
+    *_, first = write(playground, place)
+    *_, longer = playground.extend(first, playground.settings(place, max_new_tokens=7, seed=8))
+    assert longer.text.startswith(first.text)
+    assert len(longer.tokens) == 27
+    assert [token.finish for token in longer.tokens if token.finish] == ["length"]
+
+
+@pytest.mark.parametrize(("keep", "chosen"), [(0, 1), (-1, 1), (99, 1), (5, 10**6), (5, -1)])
+def test_places_and_ids_that_are_not_there(playground, place, keep, chosen):
+    *_, first = write(playground, place)
+    with pytest.raises(ValueError, match=r"no such token|vocabulary"):
+        list(playground.extend(first, playground.settings(place), keep=keep, chosen=chosen))
+
+
+@pytest.mark.parametrize("ids", [[], [0], [127, 128, 50256], [2**31 - 1, 5]])
+def test_ids_travel_in_an_address(ids):
+    assert unpack(pack(ids)) == ids
+
+
+@pytest.mark.parametrize("text", ["*", "gA", "_____w8", "é"])
+def test_a_damaged_branch_leaves_the_rest_of_a_link(text):
+    asked, (problem,) = read_link({"given": text, "prompt": "x", "top_k": "3"})
+    assert asked == {"prompt": "x", "top_k": 3}
+    assert "left out" in problem
+
+
+def test_one_bad_value_in_a_link_leaves_the_rest():
+    asked, problems = read_link({"temperature": "warm", "top_p": "7", "seed": "3", "min_p": "0.1", "engine": "rocket"})
+    assert asked == {"seed": 3, "min_p": 0.1}
+    assert ["temperature" in problems[0], "top_p" in problems[1]] == [True, True]
+
+
+def test_a_tree_of_branches_can_be_walked_and_stays_small(playground, place):
+    *_, made = write(playground, place)
+    tree = Tree().grown(made, None)
+    for _ in range(30):
+        tree = tree.grown(made, 0)
+    assert len(tree.branches) == Tree.MOST
+    assert tree.view()["rows"][0]["number"] == 0, "what others grow from stays"
+    assert tree.at(0).made is made
+    with pytest.raises(ValueError, match="not there any more"):
+        tree.at(1)
+
+
+def test_updates_send_only_what_is_new(playground, place):
+    *_, made = write(playground, place)
+    view = made.view(since=15)
+    assert (view["from"], len(view["tokens"])) == (15, 5)
+    assert "prompt" not in view
+    assert view["run"] == made.view()["run"]
+
+
+def test_a_stopped_text_says_so(playground, place):
+    first, *_ = write(playground, place)
+    assert "generating" in first.status()
+    stopped = first.stop()
+    assert "stopped" in stopped.status()
+    assert stopped.view()["done"]
+    assert stopped.key == first.key
+
+
+# ---- one position ----
+
+
+def numbers(text, kind):
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=kind)
+
+
+def test_a_position_holds_what_the_whole_text_shows(playground, place):
+    *_, made = write(playground, place)
+    n = 15
+    view = playground.position(made, n, playground.settings(place, top_k=5))
+    loaded = playground.models.load(place)
+    text = loaded.tokenizer.decode(list(made.ids[:n]))
+    inside, lens, _ = playground.look(place, text)
+    weights = numbers(view["attention"], torch.uint8).view(2, 2, n) / 255
+    assert torch.allclose(weights, inside.attention[:, :, -1], atol=0.003)
+    found = playground.next_tokens(place, text, playground.settings(place, top_k=5), n=8)
+    probs = numbers(view["logits"], torch.float16).float().softmax(-1)
+    for shown, token in zip(view["shown"], found.tokens, strict=False):
+        assert shown[1] == token.text
+        assert probs[token.id].item() == pytest.approx(token.probs[0], rel=0.01)
+        assert shown[2] == pytest.approx(token.probs[-1], abs=1e-5)
+    assert [row["top"][0][0] for row in view["depths"]] == [row[-1] for row in lens.top_tokens]
+    assert view["depths"][-1]["p"] == pytest.approx(made.tokens[n - 5].prob, rel=1e-3)
+    json.dumps(view, allow_nan=False)
+
+
+def test_the_first_token_and_the_one_after_the_last(playground, place):
+    *_, made = write(playground, place)
+    assert playground.position(made, 0, made.settings)["first"]
+    assert playground.position(made, len(made.ids), made.settings)["id"] is None
+    for n in (-1, len(made.ids) + 1):
+        with pytest.raises(ValueError, match="no such token"):
+            playground.position(made, n, made.settings)
+
+
+def test_a_text_of_one_token_is_shown(playground, place):
+    figures, view = playground.surprise(playground.read(place, "T", playground.settings(place)))
+    assert "One token" in figures
+    assert [name for _, name in view["prompt"]] == ["T"]
+
+
+# ---- messages ----
+
+
+def test_pasted_addresses_are_names():
+    assert from_address("https://huggingface.co/user/name", "") == ("user/name", "")
+    assert from_address("https://huggingface.co/user/name/tree/step-000500/", "") == ("user/name", "step-000500")
+    assert from_address("hf.co/user/name", "main") == ("user/name", "main")
+    assert from_address("user/name", "x") == ("user/name", "x")
+
+
+def test_visitors_see_no_folders_of_the_machine(folder, tmp_path):
+    error = ValueError(f"{tmp_path}/secret/config.json is damaged; see user/name and https://huggingface.co/a/b")
+    told = user_message(error, ModelStore(str(folder)))
+    assert told == "config.json is damaged; see user/name and https://huggingface.co/a/b"
+    assert str(tmp_path) in user_message(error, ModelStore(str(folder), any_folder=True))
+
+
+def test_a_first_prompt_ends_with_a_word():
+    assert whole_words("It was a bright cold day in April, and", 20) == "It was a bright cold"
+    assert whole_words("short", 20) == "short"
+    assert whole_words("x" * 30, 20) == "x" * 20
+
+
+def test_compared_models_share_a_tokenizer(tmp_path):
+    mine = make_model(tmp_path / "mine" / "only")
+    make_model(tmp_path / "other" / "best", text="another alphabet")
+    playground = Playground(ModelStore(str(mine), tmp_path))
+    place = playground.models.find()
+    assert playground.comparison_candidate(place, []) == (mine.as_posix(), "")
+    same = make_model(tmp_path / "third" / "best", seed=7)
+    assert playground.comparison_candidate(place, []) == (same.as_posix(), "")
+
+
+def test_a_text_as_another_model_reads_it(playground, place, tmp_path):
+    other = Resolved(make_model(tmp_path / "other", seed=5))
+    *_, made = write(playground, place)
+    says, view = playground.reread(made, other)
+    assert "bits per token" in says
+    assert len(view["prompt"]) == len(made.ids)
+    strange = Resolved(make_model(tmp_path / "strange", text="To be, another alphabet"))
+    assert playground.reread(made, strange) is None
 
 
 # ---- views ----
@@ -381,7 +573,10 @@ def test_views_hold_what_was_computed(playground, place):
     maps = attention_view(inside)
     assert len(maps["maps"]) == maps["layers"] == len(maps["maps"][0]) == maps["heads"] == 2
     assert len(lens_view(lens, inside)["rows"]) == 3
-    assert "".join(token["t"] for token in surprise_view(playground.score(place, text))["tokens"]) == text
+    figures, shown = playground.surprise(playground.read(place, text, playground.settings(place)))
+    assert "".join(piece for piece, *_ in shown["prompt"]) == text
+    assert shown["prompt"][0][2] is None
+    assert "bits per character" in figures
     assert [piece["text"] for piece in pieces_view(playground.cut(place, "be\n"))["pieces"]] == ["b", "e", "\n"]
     found = next_tokens_view(playground.next_tokens(place, text, playground.settings(place, top_k=3), n=5))
     assert [row["cells"][-1].get("cut", False) for row in found["rows"]] == [False] * 3 + [True] * 2 + [False]
@@ -399,11 +594,11 @@ def test_cards_are_made_harmless():
 
 
 def test_model_tab(playground, place, folder):
-    info = playground.info(place)
-    assert info["parameters"] == playground.load(place).model.num_params()
-    assert ["context", "32 tokens"] in playground.chips(place)
-    assert {name for name, _ in playground.files(place)} == set(files_of(folder))
-    assert sum(row["cells"][0]["v"] for row in playground.parts(place)["rows"]) == pytest.approx(1)
+    info = facts.info(playground.models, place)
+    assert info["parameters"] == playground.models.load(place).model.num_params()
+    assert ["context", "32 tokens"] in facts.chips(playground.models, place)
+    assert {name for name, _ in facts.files(place)} == set(files_of(folder))
+    assert sum(row["cells"][0]["v"] for row in facts.parts(playground.models, place)["rows"]) == pytest.approx(1)
     json.dumps(info)
 
 
@@ -436,6 +631,19 @@ def test_runs_are_read_while_they_grow(tmp_path):
     assert (found.sample(500), found.sample(1)) == ("To be", "")
     assert found.going_on()
     assert not found.going_on(time.time() + 1000)
+    shown = training_view([found], kept_steps(found), {500})
+    assert [(step["step"], step["text"], step["usable"]) for step in shown["steps"]] == [(500, "To be", True)]
+    assert shown["live"]
+    assert shown["runs"][0]["curves"]["train_loss"] == curve
+
+
+def test_many_kept_steps_are_thinned(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for n in range(500):
+        (tmp_path / "samples" / f"step-{n:06d}.txt").write_text("x", encoding="utf-8")
+    steps = kept_steps(read_run(tmp_path))
+    assert len(steps) <= MOST_STEPS + 1
+    assert (steps[0], steps[-1]) == (0, 499)
 
 
 def test_steps_of_a_repo_are_its_tags(folder, hub):
@@ -443,24 +651,43 @@ def test_steps_of_a_repo_are_its_tags(folder, hub):
     samples = {f"training/samples/step-{n:06d}.txt": b"text" for n in (0, 500)}
     repo = hub.add_repo("alice/tiny", {**files_of(folder), "training/metrics.jsonl": log, **samples})
     repo.tags["step-000500"] = repo.branches["main"]
-    playground = Playground("alice/tiny")
-    place = playground.find()
+    playground = Playground(ModelStore("alice/tiny"))
+    place = playground.models.find()
     (run,) = playground.training(place)
-    names = playground.revisions(place)
+    names = playground.models.revisions(place)
     assert playground.model_at(place, run, 500, names) == ("alice/tiny", "step-000500")
     assert playground.model_at(place, run, 0, names) is None
-    assert playground.rival(place, names) == ("alice/tiny", "step-000500")
+    assert playground.comparison_candidate(place, names) == ("alice/tiny", "step-000500")
 
 
 def test_the_tiny_model_learns(tmp_path):
     run = read_run(make_tiny(tmp_path, steps=50))
     assert run.rows[-1]["train_loss"] < run.rows[0]["train_loss"] - 1
     assert list(run.samples) == [0, 50]
-    playground = Playground(str(tmp_path / "last"))
-    assert write(playground, playground.find(), "A")[-1].text
+    playground = Playground(ModelStore(str(tmp_path / "last")))
+    assert write(playground, playground.models.find(), "A")[-1].text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret/path"), KeyError("hf_token")])
 def test_unknown_errors_tell_nothing(playground, error):
-    assert "secret" not in explain(error, playground)
-    assert "hf_" not in explain(error, playground)
+    assert "secret" not in user_message(error, playground.models)
+    assert "hf_" not in user_message(error, playground.models)
+
+
+def test_a_toast_shows_what_was_written_and_nothing_runs():
+    shown = toast(ValueError(f"{HOSTILE} is neither a folder here nor a name on the Hub"))
+    assert "<" not in shown
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown
+    assert len(toast("x" * 9999)) == 500
+
+
+def test_a_visitor_hears_of_no_folder(tmp_path):
+    folder = make_model(tmp_path / "cache" / "snapshots" / "abc")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-9])
+    playground = Playground(str(folder))
+    with pytest.raises(CheckpointError) as caught:
+        playground.models.load(playground.models.find())
+    said = user_message(caught.value, playground.models)
+    assert "fetch or save it again" in said
+    assert str(tmp_path) not in said

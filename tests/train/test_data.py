@@ -3,7 +3,6 @@
 import json
 import math
 import multiprocessing
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import UnknownCharacterError, build_tokenizer
-from train import data
-from train.data import Batches, Corpus, EvalWindows, TokenRange, prepare, summary, unigram_loss
+from train import shards
+from train.data import Batches, EvalWindows, summary, unigram_loss
+from train.shards import Corpus, TokenRange, prepare
 
 TEXT = "one\r\n\n two é 日本語 🙂\t.\n" * 40
 
@@ -63,8 +63,8 @@ def stream(n: int, shard: int = 0) -> TokenRange:
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe:300"])
 def test_tokens_decode_to_the_exact_file(source, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("nanogpt_hub.sources.PIECE_CHARS", 50)
-    monkeypatch.setattr(data, "BATCH_CHARS", 120)
-    monkeypatch.setattr(data, "SHARD_TOKENS", 97)
+    monkeypatch.setattr(shards, "BATCH_CHARS", 120)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 97)
     tokenizer = build_tokenizer(kind, [TEXT])
     corpus = prepare(source, tokenizer, tmp_path / "cache", quiet=True)
     ids = corpus.tokens().read(0, len(corpus)).tolist()
@@ -73,7 +73,9 @@ def test_tokens_decode_to_the_exact_file(source, tmp_path, monkeypatch, kind):
     assert (facts["characters"], facts["bytes"], facts["documents"]) == (len(TEXT), len(TEXT.encode()), 1)
     assert facts["tokens"] == len(ids) == len(corpus)
     assert facts["max_id"] == max(ids)
-    assert [shard["tokens"] for shard in facts["shards"]][:-1] == [97] * (len(ids) // 97)
+    sizes = np.diff([0, *corpus.shards.ends]).tolist()
+    assert sizes[:-1] == [shards.shard_tokens(index) for index in range(len(sizes) - 1)]
+    assert facts["shards"] == len(sizes)
     assert facts["source"] == source.describe()
 
 
@@ -107,7 +109,7 @@ def test_an_id_beyond_the_models_vocabulary_is_told(source, tokenizer, tmp_path)
 def test_prepared_once_and_read_from_then_on(source, tokenizer, tmp_path, monkeypatch):
     first = prepare(source, tokenizer, tmp_path, quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_write_corpus", lambda *args: pytest.fail("the cache was not used"))
+        patch.setattr(shards, "_write_corpus", lambda *args: pytest.fail("the cache was not used"))
         assert prepare(source, tokenizer, tmp_path, quiet=True).folder == first.folder
     others = {first.folder, prepare(source, build_tokenizer("byte", []), tmp_path, quiet=True).folder}
     Path(tmp_path / "a.txt").write_bytes(TEXT.encode() * 2)
@@ -115,24 +117,37 @@ def test_prepared_once_and_read_from_then_on(source, tokenizer, tmp_path, monkey
     assert len(others) == 3  # another tokenizer and another text are entries of their own
 
 
-def test_what_a_killed_run_left_is_not_used(source, tokenizer, tmp_path):
+def test_what_a_killed_run_left_is_gone_on_from(source, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 97)
     whole = prepare(source, tokenizer, tmp_path, quiet=True)
-    n, folder = len(whole), whole.folder
-    del whole
-    aside = folder.with_name(folder.name + ".part")
-    shutil.move(folder, aside)  # as if killed after the last shard, before the manifest
-    (aside / "manifest.json").unlink()
-    (aside / "tokens-00007.bin").write_bytes(b"half")
+    before = {path.name: path.read_bytes() for path in whole.folder.iterdir()}
+    lines = (whole.folder / "shards.jsonl").read_bytes().splitlines(keepends=True)
+    (whole.folder / "manifest.json").unlink()
+    (whole.folder / "shards.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:-9])  # killed while it wrote a line
+    (whole.folder / "tokens-00004.bin").write_bytes(b"half")
+    (whole.folder / "tokens-00002.bin").touch()
+    written = []
+    monkeypatch.setattr(shards._ShardWriter, "finish", _noting(written))
     corpus = prepare(source, tokenizer, tmp_path, quiet=True)
-    assert len(corpus) == n
-    assert sorted(path.name for path in corpus.folder.iterdir()) == ["manifest.json", "tokens-00000.bin"]
-    assert not aside.exists()
+    assert written[0] == 3  # the first three are not written again
+    assert {path.name: path.read_bytes() for path in corpus.folder.iterdir()} == before
 
 
-def test_a_failure_leaves_nothing_behind(source, tmp_path):
+def _noting(written: list[int]):
+    finish = shards._ShardWriter.finish
+
+    def noted(writer, end) -> None:
+        written.append(len(writer.lines))
+        finish(writer, end)
+
+    return noted
+
+
+def test_a_failure_leaves_what_was_ready(source, tmp_path):
     with pytest.raises(UnknownCharacterError):
         prepare(source, build_tokenizer("char", ["abc"]), tmp_path / "cache", quiet=True)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    corpus = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert [path.name for path in corpus.iterdir()] == ["corpus.json"]
 
 
 def _prepare_elsewhere(path: str, cache: str, queue) -> None:
@@ -158,7 +173,7 @@ def test_another_tokenizer_is_refused_by_both_hashes(source, tokenizer, tmp_path
     folder = prepare(source, tokenizer, tmp_path, quiet=True).folder
     other = build_tokenizer("byte", [])
     with pytest.raises(ValueError, match=f"char tokenizer with hash {tokenizer.hash}.* byte tokenizer .*{other.hash}"):
-        Corpus.load(folder, other)
+        Corpus(folder, other)
 
 
 def test_a_damaged_shard_is_told(source, tokenizer, tmp_path):
@@ -182,16 +197,19 @@ def test_a_range_reads_across_shard_borders(n, shard, draw):
     assert tokens.read(first, length).tolist() == list(range(start + first, start + first + length))
 
 
-def corpus_of(n: int) -> Corpus:
-    corpus = Corpus(Path(), {"dtype": "uint16", "shards": [], "tokens": n, "max_id": n - 1})
-    corpus.shards = stream(n, 13).shards
+def corpus_of(n: int, folder: Path) -> Corpus:
+    """The tokens 1..n as a corpus."""
+    path = folder / f"{n}.txt"
+    path.write_bytes(bytes(range(1, n + 1)))
+    corpus = prepare(open_source(str(path)), build_tokenizer("byte", []), folder, quiet=True)
+    assert len(corpus) == n
     return corpus
 
 
-def test_the_last_part_is_validation():
-    train, val = corpus_of(105).split(0.1, 8)
-    assert train.read(0, len(train)).tolist() == list(range(94))  # as nanoGPT: int(n * 0.9)
-    assert val.read(0, len(val)).tolist() == list(range(94, 105))
+def test_the_last_part_is_validation(tmp_path):
+    train, val = corpus_of(105, tmp_path).split(0.1, 8)
+    assert train.read(0, len(train)).tolist() == list(range(1, 95))  # as nanoGPT: int(n * 0.9)
+    assert val.read(0, len(val)).tolist() == list(range(95, 106))
 
 
 @pytest.mark.parametrize(
@@ -210,9 +228,9 @@ def test_the_last_part_is_validation():
         (100, 1.0, r"val_fraction is 1.0; it must be between 0 and 1"),
     ],
 )
-def test_a_split_that_is_too_short_is_told_with_the_way_out(n, fraction, message):
+def test_a_split_that_is_too_short_is_told_with_the_way_out(n, fraction, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        corpus_of(n).split(fraction, 16)
+        corpus_of(n, tmp_path).split(fraction, 16)
 
 
 @pytest.mark.parametrize("reader", [lambda tokens: Batches(tokens, 8, 1), lambda tokens: EvalWindows(tokens, 8)])
@@ -232,7 +250,7 @@ def test_unigram_loss_is_the_entropy_of_the_counts():
 def test_counts_of_a_long_range_come_from_evenly_spread_samples(monkeypatch):
     tokens = TokenRange([np.repeat(np.arange(8, dtype=np.uint16), 1024)], 0, 8192)
     assert tokens.counts(8).tolist() == [1024] * 8
-    monkeypatch.setattr(data, "SAMPLE_TOKENS", 640)
+    monkeypatch.setattr(shards, "SAMPLE_TOKENS", 640)
     assert tokens.counts(9).sum() == 640
     assert tokens.counts(9).tolist()[:8] == pytest.approx([80] * 8, abs=10)
 
@@ -336,7 +354,7 @@ def test_bytes_per_token_are_those_of_the_targets_that_count():
 def test_summary_tells_what_there_is(rows, tmp_path):
     tokenizer = build_tokenizer("char", list(rows.documents()))
     corpus = prepare(rows, tokenizer, tmp_path / "cache", quiet=True)
-    text = "\n".join(summary(corpus, *corpus.split(0.3, 2), tokenizer))
+    text = "\n".join(summary(corpus, *corpus.split(0.3, 2)))
     assert "rows.jsonl (file)" in text
     assert "8 characters, 9 bytes, documents: 3" in text
     assert f"tokens: 10 (char, {tokenizer.vocab_size} ids, 0.90 bytes per token)" in text

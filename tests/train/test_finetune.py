@@ -18,7 +18,7 @@ from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.hub.publish import push_to_hub
 from nanogpt_hub.hub.resolve import from_pretrained
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
-from nanogpt_hub.sources import SourceError
+from nanogpt_hub.sources import Reading, SourceError
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train import finetune, pretrain
 from train.chat import PLAIN, ChatTemplate, TemplateError, overlaps
@@ -192,8 +192,8 @@ def test_a_shared_run_with_adapters_goes_on_elsewhere_bit_for_bit(base, pairs, t
     assert tune("alice/base", pairs, tmp_path / "here", *flags, *share) == 0
     tuned, _ = from_pretrained("alice/tuned")
     assert {*tuned.state_dict()} == {*load_model(base)[0].state_dict()}
-    resume = ["--resume", "alice/tuned", "--max_steps", "6", "--out_dir", str(tmp_path / "there"), "--hub.repo_id", ""]
-    assert finetune.main(resume) == 0
+    resume = ["--resume", "alice/tuned", "--max_steps", "6", "--out_dir", str(tmp_path / "there")]
+    assert finetune.main([*resume, "--from", "alice/base", "--data.source", str(pairs)]) == 0
     assert tune("alice/base", pairs, tmp_path / "here", *flags, "--max_steps", "6") == 0
     here, there = (tmp_path / name / "last" / "model.safetensors" for name in ("here", "there"))
     assert here.read_bytes() == there.read_bytes()
@@ -454,18 +454,18 @@ TRICKY = [
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet"])
 def test_every_kind_of_table_gives_the_text_as_it_is(tmp_path, name):
     source = open_rows(str(write_rows(tmp_path / name, TRICKY)), ["prompt", "completion"])
-    assert list(source.read()) == list(source.read()) == TRICKY
+    assert [row for _, row in source.read(Reading())] == [row for _, row in source.read(Reading())] == TRICKY
     assert source.describe() == {"kind": "file", "name": name, "bytes": (tmp_path / name).stat().st_size}
 
 
 ASK_THE_HUB = """
 import json, sys
-from nanogpt_hub.sources import SourceError
+from nanogpt_hub.sources import Reading, SourceError
 from train.rows import open_rows
 for options in json.load(sys.stdin):
     try:
         source = open_rows("me/tiny", ["text"], **options)
-        print(json.dumps([source.describe(), list(source.read())]))
+        print(json.dumps([source.describe(), [row for _, row in source.read(Reading())]]))
     except SourceError as error:
         print(json.dumps(str(error)))
 """
@@ -493,7 +493,7 @@ USER = '{"messages": [{"role": "user", "content": "a"}]}\n'
 SHAREGPT = '{"messages": [{"from": "human", "value": "a"}]}\n'
 BAD = {
     "another column": ("completion", "a.jsonl", QUESTION, "no column 'prompt'; it has question, answer"),
-    "a column missing later": ("completion", "a.jsonl", LATER, "row 2 has no column 'completion'; it has prompt"),
+    "a column missing later": ("completion", "a.jsonl", LATER, "line 2 has no column 'completion'; it has prompt"),
     "a single row": ("completion", "a.csv", "prompt,completion\na,b\n", "at least 2"),
     "not text": ("completion", "a.jsonl", '{"prompt": "a", "completion": 3}\n', "column 'completion' holds int"),
     "no answer at all": ("completion", "a.jsonl", '{"prompt": "a", "completion": ""}\n', "none of the 1 rows"),
@@ -502,12 +502,12 @@ BAD = {
     "nobody answers": ("messages", "a.jsonl", USER, "none of the 1 rows"),
     "no messages": ("messages", "a.jsonl", '{"messages": "hello"}\n', "list of {role, content}"),
     "other keys": ("messages", "a.jsonl", SHAREGPT, "list of {role, content}"),
-    "no JSON": ("completion", "a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt"\n', "row 2, cannot be read"),
-    "no object": ("completion", "a.jsonl", "[1]\n", "row 1, cannot be read: an object was expected"),
-    "no list": ("completion", "a.json", "{}", "must hold a list of rows"),
+    "no JSON": ("completion", "a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt"\n', "line 2: not valid JSON"),
+    "no object": ("completion", "a.jsonl", "[1]\n", "row 1: an object with columns was expected, not int"),
+    "no list": ("completion", "a.json", "3", "line 1: an object with columns was expected"),
     "no rows": ("completion", "a.json", "[]", "holds no rows"),
     "no table": ("completion", "a.txt", "text", "is no table"),
-    "no parquet": ("completion", "a.parquet", "text", "row 1, cannot be read"),
+    "no parquet": ("completion", "a.parquet", "text", "is not a readable parquet file"),
 }  # fmt: skip
 
 

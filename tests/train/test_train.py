@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanogpt_hub import stories
 from nanogpt_hub.checkpoint import load_model
 from train import pretrain, trainer
+from train.config import make_parser, parse
 from train.hardware import choose_precision
 from train.report import read_metrics
 from train.state import load_tensors, read_facts, save_state
@@ -202,7 +204,8 @@ def test_a_save_that_dies_at_any_rename_leaves_a_whole_state(tmp_path, monkeypat
     monkeypatch.undo()
     save_state(tmp_path, {"step": 3}, tensors(3), tensors(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "model-00000003.safetensors", "optimizer-00000003.safetensors", "state.json",
+        "model-00000001.safetensors", "model-00000003.safetensors", "optimizer-00000001.safetensors",
+        "optimizer-00000003.safetensors", "previous.json", "state.json",
     ]  # fmt: skip
 
 
@@ -330,3 +333,25 @@ def test_a_cpu_computes_in_bf16_where_that_is_faster(cpu, n_embd, precision, mon
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     assert choose_precision("auto", "cpu", n_embd)[0] == precision
     assert choose_precision("fp32", "cpu", n_embd)[0] == "fp32"
+
+
+# ---- a text whose entropy is known -----------------------------------------------------------------------------------
+
+
+def test_a_run_on_stories_tells_how_far_it_is_from_the_best_possible_loss(tmp_path, capsys):
+    assert run("stories:level=2,size=20000", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["evaluation"]
+    floor = evaluation["floor_loss"]
+    known = stories.entropy(2)
+    assert floor == pytest.approx(known.nats_per_token(known.characters + 1), rel=0.02)  # and an end-of-text each
+    assert f"baseline: entropy of the text, the best possible, loss {floor:.4f}" in printed
+    assert f"{evaluation['val_loss'] - floor:.4f} above the entropy of the text" in printed
+    card = (tmp_path / "run" / "best" / "README.md").read_text(encoding="utf-8")
+    assert f"| the entropy of the text: no model can do better | {floor:.4f} |" in card
+    assert "stories of level 2" in card
+
+
+def test_the_folder_of_a_run_on_stories_has_a_name_that_every_system_takes():
+    config, _ = parse(make_parser("train.pretrain", ""), ["--data.source", "stories:level=2,seed=3"])
+    assert config.out_dir == "out/stories-level-2-seed-3"

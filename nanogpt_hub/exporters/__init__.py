@@ -1,0 +1,1 @@
+"""Model folders for programs that read other files than Transformers does."""

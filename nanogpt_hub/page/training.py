@@ -1,0 +1,57 @@
+"""The tab Training: how a model learned, from gibberish to language, and how runs compare."""
+
+from typing import Any
+
+import gradio as gr
+
+from nanogpt_hub.hub.resolve import Resolved
+from nanogpt_hub.page.parts import Page, note, view, whole
+
+REFRESH_SECONDS = 3  # between two looks at a run that goes on
+
+
+class TrainingTab:
+    """Curves of runs, a slider and a play button over the kept steps, and the sample of each."""
+
+    def __init__(self, page: Page, tab: gr.Tab, tabs: gr.Tabs):
+        self.page, self.playground = page, page.playground
+        note(
+            "What the model generated from the same prompt at each kept step of its training. **Play** runs through "
+            "them. Loss is how wrong its predictions are, in nats per token: *training* is text that it learns from, "
+            "*validation* text that it never sees; where the two part, it begins to learn by heart."
+        )
+        self.runs = gr.Dropdown(
+            [], multiselect=True, max_choices=6, label="Runs", info="the first is played; others are drawn over it",
+            elem_id="runs", allow_custom_value=True,
+        )  # fmt: skip
+        self.view = view("training", elem_id="training")
+        self.drawn = gr.State("")  # what the view shows: a run that goes on is drawn again when it has grown
+        timer = gr.Timer(REFRESH_SECONDS, active=False)
+        quiet = dict(show_progress="hidden", trigger_mode="always_last")
+        inputs, outputs = [page.place, self.runs, self.drawn], [self.view, self.drawn, timer]
+        page.on(self.view.select, self.use_step, [page.place, self.runs], [page.wanted, tabs])
+        page.on(timer.tick, self.show, inputs, outputs, **quiet)
+        other = page.on_model(self.choices, page.place, [self.runs, self.drawn], **quiet)
+        for listen in (other.success, self.runs.input, tab.select):
+            page.on(listen, self.show, inputs, outputs, **quiet)
+
+    def choices(self, place: Resolved) -> tuple[Any, str]:
+        """The runs to choose from, the model's own first."""
+        names = self.playground.training_names(place)
+        return gr.Dropdown(names, value=names[:1]), ""
+
+    def show(self, place: Resolved, names: list[str], drawn: str) -> list[Any]:
+        """The chosen runs as they are now, if that is not what is shown."""
+        shown = self.playground.training_view(place, names, self.page.models.revisions(place))
+        points = [(run["name"], len(run["curves"]["train_loss"])) for run in shown["runs"]]
+        state = str((points, len(shown["steps"]), shown.get("last"), shown.get("live")))
+        timer = gr.Timer(active=bool(shown.get("live")))
+        return [gr.skip() if state == drawn else shown, state, timer]
+
+    def use_step(self, event: gr.EventData, place: Resolved, names: list[str]) -> list[Any]:
+        """Asks for the weights of a kept step, and goes to the tab Generate."""
+        run = self.playground.training(place, names)[0]
+        found = self.playground.model_at(place, run, whole(event, "step"), self.page.models.revisions(place))
+        if found is None:
+            raise ValueError("the weights of this step were not kept; a run that pushes to the Hub can keep each step")
+        return [found, gr.Tabs(selected="generate")]

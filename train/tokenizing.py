@@ -1,0 +1,192 @@
+"""Tokenising in a process beside the training, and waiting for what it has ready.
+
+The process is `python -m train.tokenizing`; what to do comes as JSON on its standard input. It takes the lock of the
+corpus, so that of many runs only one tokenises a text at a time, and ends with the process that started it. Where it is
+killed, it is started again and goes on after the last shard that was ready (see train/shards.py).
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from nanogpt_hub.duplicates import without_duplicates
+from nanogpt_hub.mixture import mix
+from nanogpt_hub.sources import Source, open_source
+from nanogpt_hub.tokenizer import Tokenizer
+from train.children import end_with_parent
+from train.shards import LINES, corpus_folder, prepare
+
+IN_PROCESS_BYTES = 2**24  # a smaller source is tokenised by the training process itself, before a new one would start
+RESTARTS = 3  # of a process that was killed before it had another shard ready
+REFUSED = 2  # exit status: the data cannot be used, and standard output says why
+
+
+@dataclass(frozen=True)
+class SourceChoice:
+    """What a text is made of: the arguments of `open_source`, what is mixed in, and what becomes of duplicates."""
+
+    source: str
+    text_column: str = "text"
+    config: str = ""
+    split: str = "train"
+    revision: str = ""
+    encoding: str = "utf-8"
+    max_bad_rows: int = 0
+    mix: dict[str, float] = field(default_factory=dict)  # further sources and their weights; this one's is 1
+    duplicates: str = "ignore"
+
+    def open(self) -> Source:
+        """Raises SourceError where one cannot be read."""
+        if not self.mix:
+            return without_duplicates(self._open(), self.duplicates)
+        others = [replace(self, source=name, config="", split="train", revision="") for name in self.mix]
+        weights = [1.0, *self.mix.values()]
+        sources = [without_duplicates(choice._open(), self.duplicates) for choice in (self, *others)]
+        return mix(list(zip(sources, weights, strict=True)))
+
+    def _open(self) -> Source:
+        about = {name: value for name, value in asdict(self).items() if name not in ("mix", "duplicates")}
+        return open_source(**about)
+
+
+class Tokenizing:
+    """The process that tokenises a source into a corpus. Where the corpus is complete nothing is started, and a small
+    source is tokenised by the first `check`.
+    """
+
+    def __init__(self, choice: SourceChoice, source: Source, tokenizer: Tokenizer, cache_dir: Path, workers: int = 1):
+        self.folder = corpus_folder(source, tokenizer, cache_dir)
+        self.process: subprocess.Popen | None = None
+        self.restarts, self._shards = 0, self._size()
+        self._at_once: Callable[[], object] | None = None
+        if self.complete:
+            return
+        if source.facts.get("bytes", IN_PROCESS_BYTES) < IN_PROCESS_BYTES:
+            self._at_once = lambda: prepare(source, tokenizer, cache_dir, quiet=True)
+            return
+        pinned = {**asdict(choice), "revision": source.facts.get("revision", choice.revision)}
+        if source.kind != "hub":
+            pinned["revision"] = choice.revision
+        json_text, config = tokenizer.__reduce__()[1]
+        self.job = json.dumps({
+            "choice": pinned, "folder": str(self.folder.resolve()), "tokenizer": json_text, "config": config,
+            "cache_dir": str(cache_dir), "workers": workers, "parent": os.getpid(),
+        })  # fmt: skip
+        self._start()
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "manifest.json").is_file()
+
+    def _size(self) -> int:
+        """Grows with each shard that becomes ready."""
+        path = self.folder / LINES
+        return path.stat().st_size if path.is_file() else 0
+
+    def _start(self) -> None:
+        # A session of its own: an interrupt at the terminal is for the training, which saves first.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as job:  # a pipe would make us wait until it is read
+            job.write(self.job)
+            job.seek(0)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "train.tokenizing"], stdin=job, stdout=subprocess.PIPE, text=True,
+                encoding="utf-8", start_new_session=True, env=environment,
+            )  # fmt: skip
+
+    def check(self) -> None:
+        """Starts the process again where it was killed. Raises ValueError where that does not help, and for text that
+        the source or the tokenizer refuses."""
+        if self._at_once is not None:
+            at_once, self._at_once = self._at_once, None
+            at_once()
+        if self.process is None or (status := self.process.poll()) is None or self.complete:
+            return
+        said = self.process.stdout.read().strip()
+        if status == REFUSED:
+            raise ValueError(said)
+        size = self._size()
+        self.restarts = self.restarts + 1 if size == self._shards else 1
+        self._shards = size
+        if self.restarts > RESTARTS:
+            raise ValueError(
+                f"the process that tokenises the text ended {self.restarts} times (exit status {status}) without "
+                "another shard; a smaller --data.workers needs less memory"
+            )
+        self._start()
+
+    def close(self) -> None:
+        """Ends the process; what it has ready stays."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+
+def wait_for(
+    ready: Callable[[], bool],
+    tokenizing: list[Tokenizing],
+    stop: Callable[[], bool] = lambda: False,
+    interval: float = 0.05,
+) -> bool:
+    """Waits until `ready` holds in every process of the run; returns False as soon as `stop` does in one.
+
+    No process waits in a collective for another one that works: all of them look every `interval` seconds and tell
+    each other what they saw. Raises ValueError, in every process, where tokenising has failed.
+    """
+    while True:
+        error = None
+        try:
+            for one in tokenizing:
+                one.check()
+        except (ValueError, OSError) as failed:
+            error = failed
+        n_ready, n_stop, n_failed, world = _summed([ready(), stop(), error is not None, True])
+        if error is not None:
+            raise error
+        if n_failed:
+            raise ValueError("the data could not be tokenised; another process of this run says why")
+        if n_stop or n_ready == world:
+            return not n_stop
+        time.sleep(interval)
+
+
+def _summed(flags: list[bool]) -> list[int]:
+    """How many processes of the run have each of the flags set."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return [int(flag) for flag in flags]
+    return reduce(torch.tensor(flags, dtype=torch.float32, device=state.device), "sum").int().tolist()
+
+
+def main() -> int:
+    """The process: reads its job, tokenises, and says in one sentence on standard output why it could not."""
+    job = json.load(sys.stdin)
+    end_with_parent(job["parent"])
+    try:
+        source = SourceChoice(**job["choice"]).open()
+        tokenizer = Tokenizer(job["tokenizer"], job["config"])
+        if corpus_folder(source, tokenizer, job["cache_dir"]).resolve() != Path(job["folder"]):
+            raise ValueError(f"{source.name} has changed since the run began")
+        prepare(source, tokenizer, job["cache_dir"], quiet=True, workers=job["workers"])
+    except (ValueError, OSError) as error:
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            print(error, flush=True)
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
