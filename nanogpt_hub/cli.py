@@ -534,8 +534,8 @@ def push(args: argparse.Namespace) -> None:
     about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
     if args.description and not place.repo_id:  # kept in the folder too, or the next push would take it away
         write_card(place.folder, {**run_record(place.folder), "description": args.description})
-    if "license" not in about and not (about := ask_license(place.folder) | about).get("license"):
-        say("no license is given, so others may not use the model: add --license mit (or another)")
+    if "license" not in about:
+        about = ask_license(place.folder) | about
     done = push_to_hub(
         place,
         args.repo_id,
@@ -546,6 +546,8 @@ def push(args: argparse.Namespace) -> None:
         **common,
     )
     print(f"{done.url} ({done.branch}, commit {done.sha})")
+    if not about.get("license"):
+        say("no license is given, so others may not use the model: push again with --license mit (or another)")
     if not args.create_pr:
         say(f"to try it: nanogpt-hub generate {done.repo_id}{'' if done.branch == 'main' else f'@{done.branch}'}")
 

@@ -186,7 +186,7 @@ def test_the_page_is_run_said_before_training_and_agrees_with_model_py(done):
 
 
 def test_generation_agrees_with_model_py(done):
-    result = json.loads(done[2].strip().splitlines()[-1])
+    result = json.loads([line for line in done[2].splitlines() if line.startswith("{")][-1])
     assert result["generated"] == result["model.py"]
 
 

@@ -105,7 +105,7 @@ def test_a_folder_that_is_no_model(command, content, capsys, tmp_path):
         ("eval MODEL --data not/there", "there is no file or folder 'not/there' here"),
         ("eval MODEL --data TEXT --split test", "belong to Hub datasets"),
         ("eval MODEL --data TEXT --max-windows -1", "--max-windows is -1"),
-        ("push MODEL alice/tiny@v1", "give the branch to push to by --revision"),
+        ("push MODEL alice/tiny@v1", "give the branch to push to by --branch"),
         ("push MODEL alice/tiny", "not signed in"),
         ("space alice/demo --model alice/tiny --secret NOT_SET", "no environment variable NOT_SET"),
         ("import not-there.pt OUT", "not-there.pt"),

@@ -384,7 +384,8 @@ def test_config_survives_and_asks_for_no_code(tmp_path):
         json.dumps({**kept, "auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
     )
     loaded = Tokenizer.load(tmp_path)
-    assert loaded.config == {**kept, "tokenizer_class": "PreTrainedTokenizerFast"}
+    own = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    assert {k: v for k, v in loaded.config.items() if k != "pad_token"} == {**kept, **own}
     assert loaded.eot_id == ord("a")
     loaded.config["chat_template"] = "{{ new }}"
     loaded.save(tmp_path / "again")

@@ -54,7 +54,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     if not parsed["from"]:
         raise ValueError("say what to start from: --from FOLDER, or --from user/name[@revision]")
     place = resolve(parsed["from"])
-    check_fits(config, read_config(place.folder))
+    check_fits(config, read_config(place.folder, any_core=parsed["any_core"]))
     gpt, tokenizer = load_model(place.folder, any_core=parsed["any_core"])
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")

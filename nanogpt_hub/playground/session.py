@@ -410,4 +410,4 @@ def toast(text: object) -> str:
     """A message as a page may show it in a toast, which reads HTML: what a visitor, a link or a model wrote in it stays
     text. Cut to 500 characters."""
     line = " ".join(str(text).split())
-    return html.escape(line if len(line) <= 500 else f"{line[:499]}…")
+    return html.escape(line if len(line) <= 500 else f"{line[:499]}…", quote=False)

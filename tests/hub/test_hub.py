@@ -197,7 +197,7 @@ def test_sizes_are_told_before_the_upload(alice, run):
     alice.fail("POST", "/preupload/", status=403)
     with pytest.raises(HubError):
         push_to_hub(run, REPO, say=said.append)
-    assert re.fullmatch(r"pushing 11 files, [\d.]+ kB, to alice/tiny \(main\)", said[0])
+    assert re.fullmatch(r"pushing 11 files, [\d.]+ kB, to alice/tiny \(main\); it is public: .*", said[0])
 
 
 def test_the_push_is_refused_when_the_folder_is_another_model(alice, run):

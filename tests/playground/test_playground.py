@@ -685,7 +685,7 @@ def test_a_visitor_hears_of_no_folder(tmp_path):
     folder = make_model(tmp_path / "cache" / "snapshots" / "abc")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-9])
-    playground = Playground(str(folder))
+    playground = Playground(ModelStore(str(folder)))
     with pytest.raises(CheckpointError) as caught:
         playground.models.load(playground.models.find())
     said = user_message(caught.value, playground.models)
