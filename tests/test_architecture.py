@@ -273,7 +273,7 @@ def test_stock_weights_are_refused_by_an_edited_core_unless_asked_for(post):
 def test_a_run_does_not_go_on_with_another_core(post, monkeypatch, capsys):
     monkeypatch.chdir(post.folder)
     assert pretrain.main(["configs/quickstart.yaml", *SMALL, "--max_steps", "8", "--out_dir", "out/postnorm"]) == 2
-    assert "a run with other settings ({'model.py': \"edited (Block), core " in capsys.readouterr().err
+    assert "a run with other settings ({'model.py': 'edited (Block), core " in capsys.readouterr().err
 
 
 def test_an_unedited_save_takes_the_old_core_away(post, tmp_path):

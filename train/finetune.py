@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from jsonargparse import Namespace
 
-from nanogpt_hub.checkpoint import load_model, read_config
+from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
@@ -54,7 +54,10 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     if not parsed["from"]:
         raise ValueError("say what to start from: --from FOLDER, or --from user/name[@revision]")
     place = resolve(parsed["from"])
-    check_fits(config, read_config(place.folder, any_core=parsed["any_core"]))
+    try:
+        check_fits(config, read_config(place.folder, any_core=parsed["any_core"]))
+    except CoreError as error:
+        raise CoreError(f"cannot load {parsed['from']}: {error}") from error
     gpt, tokenizer = load_model(place.folder, any_core=parsed["any_core"])
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")

@@ -95,7 +95,8 @@ def from_pretrained(
     try:
         return load_model(place.folder, device, dtype, any_core=any_core)
     except CheckpointError as error:
-        raise CheckpointError(f"cannot load {place}: {error.__cause__ or error}") from error
+        kind = CoreError if isinstance(error, CoreError) else CheckpointError
+        raise kind(f"cannot load {place}: {error.__cause__ or error}") from error
 
 
 def resolve(

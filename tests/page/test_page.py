@@ -173,7 +173,7 @@ def test_the_bars_follow_the_sliders_as_the_samplers_say(page):
         expected = filter_logits(logits, config, seen_tokens([seen], vocab)).softmax(-1)[0]
         listed = [[each.name, each.neutral, getattr(config, each.name)] for each in SAMPLERS.values()]
         script = "([l, s, t]) => Array.from(nanogpt.samplers.distribution(Float64Array.from(l), s, new Set(t)))"
-        got = torch.tensor(page.evaluate(script, [logits[0].tolist(), listed, seen]))
+        got = torch.tensor(page.evaluate(script, [logits[0].tolist(), listed, seen]), dtype=torch.float32)
         assert torch.allclose(got, expected, atol=1e-5), settings
     unknown = page.evaluate("nanogpt.samplers.distribution(Float64Array.of(1, 2), [['new_one', 0, 1]], new Set())")
     assert unknown is None, "the server computes what the browser does not know"

@@ -66,5 +66,7 @@
     open(make("p", "", "New here? Five steps show what happens when a model writes."), make("div", "tour-buttons", null, button("Show me", "play", nanogpt.tour), button("No, thanks", "plain", close)));
     card.classList.add("offer");
   };
-  window.addEventListener("load", () => setTimeout(offer, 800));
+  const soon = () => setTimeout(offer, 800);
+  if (document.readyState === "complete") soon(); // the page may be there before this script is
+  else window.addEventListener("load", soon);
 })();
