@@ -304,7 +304,7 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
         return content
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a number")
 
     try:
         content = json.loads(data, object_pairs_hook=unique, parse_constant=refuse)

@@ -103,7 +103,7 @@ def pick_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} is not to be had here; try --device cpu") from error
+        raise ValueError(f"--device {name} is not available here; try --device cpu") from error
     return name
 
 

@@ -281,7 +281,7 @@ HOSTILE = {
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "a JSON object belongs"),
     "config is binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json is not valid"),
     "config is deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not valid JSON"),
-    "config has NaN": (lambda f: edit_config(f, hidden_dropout=float("nan")), "NaN is no number"),
+    "config has NaN": (lambda f: edit_config(f, hidden_dropout=float("nan")), "NaN is not a number"),
     "config has a key twice": (lambda f: (f / "config.json").write_text('{"a": 1, "a": 2}'), "a key is there twice"),
     "config is huge": (lambda f: (f / "config.json").write_text(" " * 2**24 + "{}"), "at most"),
     "config asks for terabytes": (lambda f: edit_config(f, vocab_size=10**7, hidden_size=65536), "has shape"),
