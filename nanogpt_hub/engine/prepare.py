@@ -69,13 +69,14 @@ class Stamp(NamedTuple):
 
 @cache
 def key() -> str:
-    """Names the combination of versions, CPU and source that compiled code belongs to. ImportError without Numba."""
+    """Names the combination of versions, CPU and source files that compiled code belongs to. ImportError: no Numba."""
     from llvmlite import binding
 
     facts = [platform.python_version(), sys.platform, platform.machine(), *map(importlib.metadata.version, PACKAGES)]
     facts += [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
     facts += [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT")]
     facts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCES]
+    facts += [str(HERE), [path.stat().st_mtime_ns for path in SOURCES if path.parent == HERE]]  # as Numba's cache does
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -109,6 +110,11 @@ def write_stamp(path: Path, stamp: Stamp) -> None:
     aside = path / f".stamp.{os.getpid()}.tmp"
     aside.write_text(json.dumps(stamp._asdict()), encoding="utf-8")
     os.replace(aside, path / "stamp.json")
+
+
+def forget(path: Path) -> None:
+    """Takes a folder's stamp away, so that its code is made anew."""
+    (path / "stamp.json").unlink(missing_ok=True)
 
 
 def lock_of(path: Path) -> FileLock:
@@ -220,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         os.nice(10)  # whoever generates meanwhile comes first
     path = args.folder or folder()
     if not args.folder:
-        (path / "stamp.json").unlink(missing_ok=True)  # asked for by hand: earlier failures do not count
+        forget(path)  # asked for by hand: earlier failures do not count
     status = run_child(path)
     stamp = read_stamp(path)
     words = {0: f"ready after {stamp.seconds:.0f} s, for {stamp.target}", BUSY: "another process is at it"}

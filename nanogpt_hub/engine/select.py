@@ -123,8 +123,11 @@ class Preparation:
 
             path = prepare.folder()
             stamp = prepare.read_stamp(path)
-            if stamp.status == "ready":
-                self._load(path)
+            if stamp.status == "ready" and self._load(path):
+                return
+            if stamp.status == "ready":  # the code is gone, or of another place: a child makes it anew
+                prepare.forget(path)
+                self._start(path)
             elif (self.watcher and self.watcher.is_alive()) or prepare.is_at_work(path):
                 return
             elif self.watcher or not stamp.may_try:
@@ -136,13 +139,20 @@ class Preparation:
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> bool:
+        """Loads stamped code. False where its files are gone; a second time, after they were made anew, an error."""
         from nanogpt_hub.engine import numba_decoder, numba_sampler, prepare, threads
 
-        with threads.code_in(path / prepare.CODE):
-            for work in (numba_decoder.decode_pass, numba_sampler.sample_rows):
-                threads.entry_point(work)
+        try:
+            with threads.code_in(path / prepare.CODE):
+                for work in (numba_decoder.decode_pass, numba_sampler.sample_rows):
+                    threads.entry_point(work)
+        except threads.NotPreparedError:
+            if self.watcher:
+                raise
+            return False
         self.code = numba_decoder
+        return True
 
     def _start(self, path: Path) -> None:
         from nanogpt_hub.engine import prepare
