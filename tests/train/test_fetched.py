@@ -80,7 +80,7 @@ def poisoned(server, repo_id: str, **sections) -> None:
     repo = server.repo(repo_id)
     config = yaml.safe_load(repo.files(STATE_BRANCH)["config.yaml"])
     for name, value in sections.items():
-        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
     config["config"] = ["/etc/hostname"]
     repo.put({"config.yaml": yaml.safe_dump(config).encode()}, branch=STATE_BRANCH)
 
