@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from helpers import VARIANTS, make_gpt
 
-from nanogpt_hub.engine import tuning
 from nanogpt_hub.engine.int8 import Int8Linear, quantize_int8
 from nanogpt_hub.generate import generate_naive, stream_tokens
 from nanogpt_hub.model import KVCache
 from nanogpt_hub.sampling import SamplingConfig
 
+tuning = pytest.importorskip(
+    "nanogpt_hub.engine.tuning", reason="Numba is not installed: the compiled engine is not tested"
+)
 pytestmark = pytest.mark.usefixtures("compiled")
 ALL = [*VARIANTS, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
 
