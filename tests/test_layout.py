@@ -22,7 +22,7 @@ ROOMS = {
     "core": {"model", "fingerprint"},
     "families": {"model"},
     "engine.*": {"model", "core", "engine.*", "sampling"},
-    "engine.prepare": {"engine.*", "sources"},
+    "engine.prepare": {"engine.*", "sources", "files"},
     "sampling": set(),
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},

@@ -32,6 +32,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from nanogpt_hub.files import write_atomic
+
 logger = logging.getLogger("nanogpt_hub.engine")
 
 PACKAGES = ("numba", "llvmlite", "numpy", "torch")
@@ -107,9 +109,7 @@ def read_stamp(path: Path) -> Stamp:
 
 def write_stamp(path: Path, stamp: Stamp) -> None:
     """Replaces a folder's stamp in one step."""
-    aside = path / f".stamp.{os.getpid()}.tmp"
-    aside.write_text(json.dumps(stamp._asdict()), encoding="utf-8")
-    os.replace(aside, path / "stamp.json")
+    write_atomic(path / "stamp.json", json.dumps(stamp._asdict()))
 
 
 def forget(path: Path) -> None:

@@ -97,7 +97,7 @@ class Preparation:
     def __init__(self):
         self.lock = threading.Lock()
         self.code: ModuleType | None = None
-        self.child, self.watcher = None, None
+        self.watcher: threading.Thread | None = None  # of the child that this process started
         self.over = False  # nothing more will come: no Numba, or it failed
 
     def poll(self) -> ModuleType | None:
@@ -123,11 +123,10 @@ class Preparation:
 
             path = prepare.folder()
             stamp = prepare.read_stamp(path)
-            if stamp.status == "ready" and self._load(path):
-                return
-            if stamp.status == "ready":  # the code is gone, or of another place: a child makes it anew
-                prepare.forget(path)
-                self._start(path)
+            if stamp.status == "ready":
+                if not self._load(path):  # the code is gone: a child makes it anew
+                    prepare.forget(path)
+                    self._start(path)
             elif (self.watcher and self.watcher.is_alive()) or prepare.is_at_work(path):
                 return
             elif self.watcher or not stamp.may_try:
@@ -157,7 +156,7 @@ class Preparation:
     def _start(self, path: Path) -> None:
         from nanogpt_hub.engine import prepare
 
-        child = self.child = prepare.start_child(path)
+        child = prepare.start_child(path)
 
         def watch() -> None:
             stamp = prepare.record_end(path, child.wait())

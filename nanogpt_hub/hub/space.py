@@ -73,10 +73,7 @@ def create_space(
     api = HfApi(token=token)
     model_id, revision = split_name(model)
     try:
-        space_id, _ = split_name(space_id)
-        account = api.whoami()
-        space_id = space_id if "/" in space_id else f"{account['name']}/{space_id}"
-        check_account(account, space_id)
+        space_id = own_space(api, space_id)
         info = api.model_info(model_id, revision=revision)
         files = collect_space(app_folder, model_id, preload="" if info.private else info.sha)
         config = hf_hub_download(model_id, "config.json", revision=info.sha, token=token)
@@ -89,6 +86,15 @@ def create_space(
     except (HTTPError, OSError, ValueError) as error:
         raise HubError(explain(error, model_id, revision, doing=f"make the Space {space_id}")) from error
     return Space(space_id, url, sha, model_id)
+
+
+def own_space(api: HfApi, space_id: str) -> str:
+    """The whole name of a Space that this account may write; a name alone is one of its own. Raises HubError."""
+    space_id, _ = split_name(space_id)
+    account = api.whoami()
+    space_id = space_id if "/" in space_id else f"{account['name']}/{space_id}"
+    check_account(account, space_id)
+    return space_id
 
 
 def check_cores(config: Mapping[str, Any], files: Mapping[str, bytes], model_id: str) -> None:

@@ -18,10 +18,10 @@ from huggingface_hub.errors import HTTPError
 
 import nanogpt_hub
 from nanogpt_hub.hub.card import TAG
-from nanogpt_hub.hub.publish import Push, Say, check_account, create_repo, send_patiently
+from nanogpt_hub.hub.publish import Push, Say, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
-from nanogpt_hub.hub.space import Space
+from nanogpt_hub.hub.space import Space, own_space
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +77,7 @@ def create_static_space(
     api = HfApi(token=token)
     model_id, revision = split_name(model)
     try:
-        space_id, _ = split_name(space_id)
-        account = api.whoami()
-        space_id = space_id if "/" in space_id else f"{account['name']}/{space_id}"
-        check_account(account, space_id)
+        space_id = own_space(api, space_id)
         url = create_repo(api, space_id, private=private, kind="space", space_sdk="static")
         files = {**page_files(model_id, revision), "README.md": page_readme(model_id).encode()}
         push = Push(space_id, files, f"Page for {model_id}", kind="space", owned=PAGE_FILES)
