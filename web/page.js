@@ -167,6 +167,7 @@ function clear_text() {
   view.clear();
   panel.clear();
   state.text = null;
+  $("status").textContent = "";
   $("continue").disabled = true;
 }
 
