@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, write_nanogpt
 
 from nanogpt_hub import cli
-from train import finetune, prepare, pretrain
+from train import cost, finetune, prepare, pretrain
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
@@ -117,11 +119,14 @@ def run(words: list[str]) -> None:
         program, args = args[1], args[2:]
     if program in ("nanogpt-hub", "nanogpt_hub"):
         assert status_of(cli.main, as_small(args)) == 0
+    elif program == "train.cost":
+        assert status_of(cost.main, args) == 0
     elif program in TRAINERS:
         assert status_of(TRAINERS[program].main, small_run(args)) == 0
     elif program == "accelerate":
-        assert args[:2] == ["launch", "-m"]
-        run(["python", "-m", *(word for word in args[2:] if word != "...")])
+        module = args.index("-m")
+        launched(args[:module])
+        run(["python", *(word for word in args[module:] if word != "...")])
     elif program == "make":
         subprocess.run(["make", "-n", *args], cwd=ROOT, check=True, capture_output=True, timeout=60)
     elif program == "python" and args[0] == "app.py":
@@ -132,6 +137,13 @@ def run(words: list[str]) -> None:
 
 TRAINERS = {"train.pretrain": pretrain, "train.finetune": finetune, "train.prepare": prepare}
 SERVERS = ("web", "app")
+
+
+def launched(args: list[str]) -> None:
+    """Accelerate's launcher knows the flags, and the configuration file is one of its own."""
+    parsed = launch_command_parser().parse_args([*args[1:], "script.py"])
+    if parsed.config_file:
+        load_config_from_file(str(ROOT / parsed.config_file))
 
 
 def status_of(main, args: list[str]) -> int:
@@ -148,6 +160,8 @@ def as_small(args: list[str]) -> list[str]:
     if args[0] in SERVERS:
         starts_and_stops([sys.executable, "-m", "nanogpt_hub", *args, "--port", "0"])
         return [args[0], "--help"]
+    if args[0] == "plan":
+        return args
     if args[0] == "prepare":
         return ["prepare", *small_run(args[1:])]
     if args[0] == "generate":
