@@ -29,7 +29,8 @@ from pathlib import Path
 import tokenizers
 
 from nanogpt_hub.tokenizer import Tokenizer
-from train.template_child import environment
+
+from .template_child import environment
 
 WALL_SECONDS = 30.0  # for one conversation, where the system cannot count the processor's
 PLAIN = (

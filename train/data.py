@@ -24,8 +24,9 @@ from torch import Tensor
 
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer
-from train.shards import Corpus, TokenRange
-from train.tokenizing import Tokenizing
+
+from .shards import Corpus, TokenRange
+from .tokenizing import Tokenizing
 
 SMALL_TOKENS = 2**24  # a longer text is a stream: it is tokenised in seconds up to here
 FIRST_GROUP, MAX_DOUBLINGS = 2**23, 5  # tokens that the first group of a stream holds; how often that doubles

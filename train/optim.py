@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nanogpt_hub.model import GPT
-from train.config import OptimConfig
-from train.hardware import has_fast_bf16
+
+from .config import OptimConfig
+from .hardware import has_fast_bf16
 
 # Newton-Schulz (Muon: Keller Jordan, 2024) by four odd quintics, one after the other, fitted for the smallest largest
 # error (the idea: Polar Express, arXiv:2505.16932): singular values from 0.005 to 1 end within 0.15 of 1.

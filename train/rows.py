@@ -44,10 +44,11 @@ from nanogpt_hub.formats import (
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer
-from train.chat import ChatTemplate, Encoded
-from train.config import DataConfig, TrainConfig
-from train.data import ALL, Data, Order, unigram_loss
-from train.report import EVEN, UNIGRAM
+
+from .chat import ChatTemplate, Encoded
+from .config import DataConfig, TrainConfig
+from .data import ALL, Data, Order, unigram_loss
+from .report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
 PARQUET_ROWS = 64  # unfolded together

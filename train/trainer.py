@@ -35,12 +35,13 @@ from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
-from train.attention import use_short_attention
-from train.config import TrainConfig
-from train.data import Data
-from train.facts import changes_between, merged, progress_facts, settings_now
-from train.folder import TrainingError, check_best, disk_errors, what_is_safe
-from train.hardware import (
+
+from .attention import use_short_attention
+from .config import TrainConfig
+from .data import Data
+from .facts import changes_between, merged, progress_facts, settings_now
+from .folder import TrainingError, check_best, disk_errors, what_is_safe
+from .hardware import (
     flops_per_token,
     is_out_of_memory,
     keep_freed_memory,
@@ -48,14 +49,14 @@ from train.hardware import (
     memory_bytes,
     seed_dropout,
 )
-from train.lora import without_adapters
-from train.loss import count_targets, recompute_blocks, summed_loss
-from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
-from train.plan import bytes_needed, micro_batch_size, save_bytes
-from train.report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
-from train.sharing import Sharing
-from train.state import COUNTERS, StateError, load_tensors, save_state
-from train.tokenizing import wait_for
+from .lora import without_adapters
+from .loss import count_targets, recompute_blocks, summed_loss
+from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
+from .plan import bytes_needed, micro_batch_size, save_bytes
+from .report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
+from .sharing import Sharing
+from .state import COUNTERS, StateError, load_tensors, save_state
+from .tokenizing import wait_for
 
 
 @dataclass

@@ -23,6 +23,7 @@ from nanogpt_hub.families import FAMILIES, empty_model
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
+from nanogpt_hub.installed import public_source
 from nanogpt_hub.tokenizer import Tokenizer
 
 OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
@@ -220,18 +221,19 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
     along: the files that go along, by their path in the repo.
     """
     curve = "## Loss\n\n![Training and validation loss over the steps](training/loss.png)"
+    source = public_source() if on_hub else ""
     sections = [
         f"# {one_line(title)}\n\n{summary(facts)}",
         page_section(facts.get("page", "")),
         sample_section(facts.get("sample", {})),
-        usage_section(facts, name, on_hub),
+        usage_section(facts, name, on_hub, source),
         curve if "training/loss.png" in along else "",
         evaluation_section(facts),
         section("Data", data_rows(facts)),
         section("Model", model_rows(facts)),
         section("Training", training_rows(facts)),
         settings_section(facts.get("training", {}).get("hyperparameters", {})),
-        command_section(facts, name if on_hub and "training/config.yaml" in along else ""),
+        command_section(facts, name if on_hub and "training/config.yaml" in along else "", source),
         limits_section(facts),
     ]
     return "\n\n".join(part for part in sections if part)
@@ -362,7 +364,7 @@ def evaluation_section(facts: RunFacts) -> str:
     return "\n".join(["## Evaluation\n", *lines, "", note])
 
 
-def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
+def usage_section(facts: RunFacts, name: str, on_hub: bool, source: str) -> str:
     """How to load it here, in Transformers where a stock family has its shape, and in a Space."""
     prompt = facts.get("sample", {}).get("prompt") or "\n"
     ours = (
@@ -378,12 +380,7 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
     )
     stock = facts["model"].get("family") in FAMILIES
-    parts = ["## How to use it", "With `nanogpt_hub` (`pip install nanogpt-hub`):", fenced(ours, "python")]
-    if facts["model"].get("core"):
-        parts[1] = (
-            f"With `nanogpt_hub`, in a checkout of which `nanogpt_hub/model.py` is this model's `{CORE_FILE}`: that of "
-            "the project computes something else. It is code that will run on your machine: read it first."
-        )
+    parts = ["## How to use it", *install_lines(facts, source), fenced(ours, "python")]
     oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
@@ -392,6 +389,25 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
         parts += ["In the browser, in a Space of your own:", fenced(command, "sh")]
         parts += [f"or by hand: {duplicate}, and set its variable `NANOGPT_REPO` to `{name}`."]
     return "\n\n".join(parts)
+
+
+def install_lines(facts: RunFacts, source: str) -> list[str]:
+    """How to get the code. source: what pip installs it from, anywhere; empty where nothing public has it.
+
+    Never by a bare name: what a package index has under it may be anybody's.
+    """
+    address, _, sha = source.removeprefix("git+").partition("@")
+    clone = f"git clone {address} && cd {address.rpartition('/')[2]} && git checkout {sha} && pip install -e ."
+    if facts["model"].get("core"):
+        words = (
+            f"With `nanogpt_hub`, in a clone of its repository of which `nanogpt_hub/model.py` is this model's "
+            f"`{CORE_FILE}`: that of the project computes something else. It is code that will run on your machine: "
+            "read it first."
+        )
+        return [words, fenced(clone, "sh")] if source else [words]
+    if not source:
+        return ["With `nanogpt_hub` (clone its repository, and type `pip install .` in it):"]
+    return ["With `nanogpt_hub`:", fenced(f"pip install {source}", "sh")]
 
 
 def prompt_line(prompt: str) -> str:
@@ -412,14 +428,15 @@ def settings_section(settings: Mapping[str, Any]) -> str:
     return "\n".join(("### Hyper-parameters\n", *lines)) if lines else ""
 
 
-def command_section(facts: RunFacts, name: str) -> str:
+def command_section(facts: RunFacts, name: str, source: str) -> str:
     """How to train the same: by the repo's own config where it went along (`name`: the repo), else by the command."""
     command = str(facts.get("training", {}).get("command") or "").strip()
-    program = re.search(r"-m (train\.\w+)", command)
+    program = re.match(r"(python -m \S*train\.|nanogpt-hub )(pretrain|train|finetune)\b", command)
     if name and program:
         folder = name.rpartition("/")[2]
+        verb = "finetune" if program[2] == "finetune" else "train"
         command = f"hf download {name} training/config.yaml --local-dir {folder}\n"
-        command += f"python -m {program[1]} {folder}/training/config.yaml"
+        command += f"nanogpt-hub {verb} {folder}/training/config.yaml"
     if not command:
         return ""
     source = facts.get("data", {}).get("source", {})
@@ -427,6 +444,9 @@ def command_section(facts: RunFacts, name: str) -> str:
     if source.get("kind") in ("file", "folder"):
         was = code(str(source.get("name")))
         note = f"\n\nThe text, {was}, is not part of this repository: give yours by `--data.source`."
+    if source and command.startswith("nanogpt-hub ") and not facts["model"].get("core"):
+        command = f'pip install "nanogpt-hub[train] @ {source}"\n{command}'
+        return f"## Reproduce it\n\n{fenced(command, 'sh')}{note}"
     return f"## Reproduce it\n\nIn a checkout of `nanogpt_hub`:\n\n{fenced(command, 'sh')}{note}"
 
 

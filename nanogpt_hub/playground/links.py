@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from nanogpt_hub.engine.select import ENGINES
+from nanogpt_hub.engine import ENGINES
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig

@@ -533,7 +533,7 @@ def test_pretraining_leaves_it_to_finetuning(pairs, tmp_path, capsys, flags):
         pretrain.main([*flags, "--data.source", str(source), "--out_dir", str(tmp_path / "run"), "--device", "cpu"])
         == 2
     )
-    assert "belongs to train.finetune" in capsys.readouterr().err
+    assert "nanogpt-hub finetune" in capsys.readouterr().err
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
