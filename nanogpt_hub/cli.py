@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from nanogpt_hub.engine import ENGINES
-from nanogpt_hub.installed import EXTRAS, how_to_get, load, requirement, what_is_missing
+from nanogpt_hub.installed import EXTRAS, MissingPackagesError, how_to_get, load, requirement, what_is_missing
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -269,10 +269,10 @@ def add_handed_over(commands, name: str, text: str, module: str, extra: str) -> 
 
 
 def hand_over(name: str, module: str, extra: str, arguments: list[str]) -> None:
-    """Runs a command of the trainer or the app. Raises ValueError where a package for it is not installed."""
+    """Runs a command of the trainer or the app. Raises MissingPackagesError, or the SystemExit of a status above 0."""
     prog = f"nanogpt-hub {name}"
     if sentence := what_is_missing(prog, extra):
-        raise ValueError(sentence)
+        raise MissingPackagesError(sentence)
     if status := load(module).main(arguments, prog):
         raise SystemExit(status)
 
@@ -330,6 +330,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except ModuleNotFoundError as error:
         return fail(sentence_for(error))
+    except MissingPackagesError as error:
+        return fail(str(error))
     except (ValueError, OSError) as error:
         from nanogpt_hub.hub.private import without_secrets
 

@@ -80,6 +80,10 @@ def config_names() -> list[str]:
 # ---- what is missing ----
 
 
+class MissingPackagesError(ValueError):
+    """Says what to install."""
+
+
 def missing(extra: str) -> list[str]:
     """The requirements of an extra ("" for those of all) that this Python has not got, as pip takes them."""
     return [requirement(name) for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
@@ -109,8 +113,9 @@ def what_is_missing(who: str, *extras: str) -> str | None:
 
 def how_to_get(who: str, absent: list[str]) -> str:
     """A sentence for requirements that are not there: another environment that has them, or what to install."""
-    names = ", ".join(re.split(r"[<>=\[~!; ]", each)[0] for each in absent)
-    lacks = f"{who} needs {names}, which {shown(sys.executable)} has not"
+    names = [re.split(r"[<>=\[~!; ]", each)[0] for each in absent]
+    more = f" and {len(names) - 3} more packages" if len(names) > 4 else ""
+    lacks = f"{who} needs {', '.join(names[:3] if more else names)}{more}, which {shown(sys.executable)} has not"
     scripts = PACKAGE.parent / ".venv" / ("Scripts" if os.name == "nt" else "bin")  # as `make install` leaves it
     if (scripts / "activate").is_file() and not same_file(scripts, Path(sys.executable).parent):
         line = f"{'' if os.name == 'nt' else 'source '}{shown(scripts / 'activate')}"
