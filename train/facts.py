@@ -14,6 +14,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 from .config import TrainConfig, as_settings
 from .data import Data
 from .hardware import device_name
+from .optim import OPTIMIZERS
 from .report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
@@ -25,9 +26,7 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
         "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
         "training": {
             "hyperparameters": hyperparameters(config),
-            "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
-                config.optim.name
-            ],
+            "optimizer": OPTIMIZERS[config.optim.name],
             "seed": config.seed,
             "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
             "command": command,
