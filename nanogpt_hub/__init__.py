@@ -9,11 +9,13 @@ from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
 
 if TYPE_CHECKING:
+    from nanogpt_hub.chat import Chat
     from nanogpt_hub.hub.publish import push_to_hub
     from nanogpt_hub.hub.resolve import from_pretrained
 
 __all__ = [
     "GPT",
+    "Chat",
     "GPTConfig",
     "SamplingConfig",
     "from_pretrained",
@@ -24,8 +26,12 @@ __all__ = [
     "stream_text",
 ]
 
-# What talks to the Hub is imported when it is first asked for: the client takes as long as half of a model's loading.
-LATER = {"from_pretrained": "nanogpt_hub.hub.resolve", "push_to_hub": "nanogpt_hub.hub.publish"}
+# Imported when it is first asked for: the Hub's client takes as long as half of a model's loading, templates some too.
+LATER = {
+    "Chat": "nanogpt_hub.chat",
+    "from_pretrained": "nanogpt_hub.hub.resolve",
+    "push_to_hub": "nanogpt_hub.hub.publish",
+}
 
 
 def __getattr__(name: str):

@@ -25,6 +25,8 @@ ROOMS = {
     "engine.prepare": {"engine.*", "sources", "files"},
     "sampling": set(),
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
+    "template_child": set(),
+    "chat": {"model", "tokenizer", "sampling", "generate", "template_child"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},

@@ -1,14 +1,11 @@
 """Records as plain JSON for the views that the page draws; page/static/views.js says what each must hold."""
 
-import base64
 import math
 import re
 from collections.abc import Collection, Sequence
 
-from torch import Tensor
-
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
-from nanogpt_hub.runs import CURVES, Run
+from nanogpt_hub.runs import CURVES, Run, attention_json
 from nanogpt_hub.sampling import SAMPLERS
 
 STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
@@ -42,13 +39,7 @@ def next_tokens_view(result: NextTokens) -> dict:
 
 def attention_view(inside: Inside) -> dict:
     """All maps, a byte for each weight."""
-    L, H = inside.attention.shape[:2]
-    maps = [[as_bytes(inside.attention[layer, head]) for head in range(H)] for layer in range(L)]
-    return {"tokens": list(inside.tokens), "layers": L, "heads": H, "maps": maps}
-
-
-def as_bytes(weights: Tensor) -> str:
-    return base64.b64encode((weights * 255).round().byte().numpy().tobytes()).decode()
+    return attention_json(inside.tokens, inside.attention)
 
 
 def lens_view(result: LogitLens, inside: Inside) -> dict:
