@@ -9,6 +9,7 @@ from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.generate import GenerateTab
 from nanogpt_hub.page.parts import LOAD, MODEL, Page, named, note, secret, view
 from nanogpt_hub.playground import views
+from nanogpt_hub.playground.counterpart import counterpart
 from nanogpt_hub.playground.session import user_message
 
 
@@ -82,9 +83,9 @@ class CompareTab:
             return user_message(error, self.page.models), None
         return views.divergence_note(found), views.divergence_view(found, ("A", "B"))
 
-    def suggest(self, place: Resolved) -> list[Any]:
+    def suggest(self, place: Resolved, token: gr.OAuthToken | None) -> list[Any]:
         """The model in use against something that it is worth comparing with."""
-        names = self.page.models.revisions(place)
-        (name, revision) = self.playground.comparison_candidate(place, names)
+        names = self.page.models.revisions(place, secret(token))
+        name, revision = counterpart(self.page.models, place, names, secret(token))
         first, second = gr.Dropdown(names, value=place.revision), gr.Dropdown(names, value=revision)
         return [self.page.models.name_of(place), first, name, second, self.playground.example_prompt(place)]
