@@ -27,7 +27,7 @@ from nanogpt_hub.playground.session import Playground
 DOCS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-GIF_WIDTH, GIF_COLORS, FRAME_MS = 800, 64, 280  # so that the file stays under 2 MB
+GIF_WIDTH, GIF_COLORS, FRAME_MS = 840, 96, 260  # so that the file stays under 2 MB
 POINTER = """addEventListener("DOMContentLoaded", () => {
   const dot = document.createElement("div");
   dot.style.cssText = "position: fixed; z-index: 999; width: 18px; height: 18px; margin: -9px; border-radius: 50%; " +
@@ -76,6 +76,9 @@ def visit(browser: Browser, url: str, size: dict, scheme: str) -> Page:
 def wide(browser: Browser, url: str, out: Path) -> None:
     page = visit(browser, url, WIDE, "light")
     page.screenshot(path=out / "app-generate.png")
+    page.locator("#output .token:not(.prompt)").nth(30).click()
+    page.locator("#panel .panel-title", has_text="token").wait_for()
+    page.wait_for_function("!document.querySelector('#panel .waiting')")
     page.locator("#panel .att").nth(1).hover()
     page.wait_for_timeout(400)
     page.screenshot(path=out / "app-attention.png")
@@ -139,9 +142,22 @@ class Film:
         self.shoot(1, place.hover)
         self.shoot(times, place.click if click else None)
 
+    def play(self, button: str, most: int = 24) -> None:
+        """Frames while a run plays, half a second apart."""
+        self.point(button, times=1, click=True)
+        while most and "Pause" in (self.page.locator(button).text_content() or ""):
+            self.page.wait_for_timeout(250)
+            self.shoot()
+            most -= 1
+        self.shoot(3)
+
     def save(self, path: Path) -> None:
         """As a GIF in one palette, so that what does not change costs nothing."""
-        palette = self.frames[len(self.frames) // 2].quantize(GIF_COLORS)
+        some = self.frames[:: max(1, len(self.frames) // 12)]
+        sheet = Image.new("RGB", (GIF_WIDTH, some[0].height * len(some)))
+        for n, frame in enumerate(some):
+            sheet.paste(frame, (0, n * frame.height))
+        palette = sheet.quantize(GIF_COLORS)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
 
@@ -159,15 +175,13 @@ def moving(browser: Browser, url: str, out: Path) -> None:
             film.point("#panel .att", n, times=1)
     film.point("#panel .choice:not(:has(.chosen))", 1, times=1, click=True)
     page.locator(".branch").nth(1).wait_for()
-    film.shoot(8)
+    film.shoot(6)
     film.point('[role="tab"]:has-text("Training")', click=True)
     page.locator("#training .play").wait_for()
-    film.point("#training .play", times=1, click=True)
-    film.shoot(22)
+    film.play("#training .play")
     if page.locator("#growth .play").count():
-        page.locator("#growth").scroll_into_view_if_needed()
-        film.point("#growth .play", times=1, click=True)
-        film.shoot(14)
+        page.locator("#growth .enlarged").scroll_into_view_if_needed()
+        film.play("#growth .play")
     film.save(out / "app-tour.gif")
     page.close()
 

@@ -260,8 +260,8 @@ def without_oldest_turn(messages: Messages) -> Messages | None:
 
 
 def room_for_prompt(block_size: int, new_tokens: int) -> int:
-    """Tokens of a prompt after which an answer fits into the context; at least half of it."""
-    return block_size - min(new_tokens, block_size // 2)
+    """Tokens of a prompt after which an answer fits into the context; of long answers a quarter of the context."""
+    return block_size - min(new_tokens, block_size // 4)
 
 
 def overlaps(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:

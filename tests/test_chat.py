@@ -113,7 +113,7 @@ def test_without_oldest_turn():
     assert without_oldest_turn([user, assistant, user, assistant, user]) == [user, assistant, user]
     assert without_oldest_turn([assistant, user]) == [user]
     assert without_oldest_turn([system, user]) is without_oldest_turn([user]) is without_oldest_turn([]) is None
-    assert (room_for_prompt(100, 30), room_for_prompt(100, 400)) == (70, 50)
+    assert (room_for_prompt(100, 20), room_for_prompt(100, 400)) == (80, 75)
 
 
 def test_what_ends_an_answer(loaded):

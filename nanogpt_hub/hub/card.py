@@ -241,7 +241,8 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
 def summary(facts: RunFacts) -> str:
     """What it is, in a sentence or two."""
     config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
-    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters that continues text"
+    does = "that was tuned on conversations" if facts.get("chat") else "that continues text"
+    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters {does}"
     base = facts.get("base_model", {}).get("id")
     if base:
         text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
@@ -267,6 +268,7 @@ def sample_section(sample: SampleFacts) -> str:
     prompt, text = sample.get("prompt", ""), sample["text"]
     settings = ", ".join(f"{key} {value}" for key, value in sample.get("settings", {}).items() if value is not None)
     intro = f"Prompt: {code(prompt)}." if prompt.strip() else "Without a prompt."
+    intro = "A question, as the chat template writes it, and the answer." if sample.get("question") else intro
     written = text if text.startswith(prompt) else prompt + text
     intro += f" Settings: {one_line(settings)}." if settings else ""
     return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}"

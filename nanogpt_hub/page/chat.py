@@ -7,10 +7,11 @@ import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, any_of, named, note, said, save_as, view, whole
-from nanogpt_hub.playground import chat
+from nanogpt_hub.playground import chat, facts
 from nanogpt_hub.playground.chat import Talk
 from nanogpt_hub.playground.links import chat_command, chat_snippet
 
+TOKENS = {"panel": "chat-panel", "quiet": True}  # the conversation tells when an answer ended
 MESSAGE = dict(max_lines=6, lines=1)
 
 
@@ -84,7 +85,7 @@ class ChatTab:
         ends = [0, 0, 0]
         for talk in growing:
             since = ends[0] if talk.made.finish is None else 0
-            tokens = {**talk.made.view(since=since), "panel": "chat-panel"}
+            tokens = {**talk.made.view(since=since), **TOKENS}
             yield [talk, talk.view(since), talk.status(), tokens]
             ends = [*ends[1:], len(talk.made.tokens)]
 
@@ -106,7 +107,7 @@ class ChatTab:
 
     def show(self, talk: Talk) -> list:
         """`shown` for a conversation as a whole."""
-        tokens = {**talk.made.view(), "panel": "chat-panel"} if talk.made else None
+        tokens = {**talk.made.view(), **TOKENS} if talk.made else None
         return [talk, talk.view(), talk.status(), tokens]
 
     def stopped(self, talk: Talk) -> list:
@@ -118,7 +119,7 @@ class ChatTab:
     def fill(self, place: Resolved) -> list:
         """Another model: a new conversation, or a sentence that says why there is none."""
         why = chat.why_not(self.playground, place)
-        system, question = chat.example_question(place)
+        system, question = facts.example_question(place)
         sentence = gr.Markdown(why, visible=bool(why))
         return [sentence, gr.Row(visible=not why), system, question, *self.show(Talk()), None]
 

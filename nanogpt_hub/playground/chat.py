@@ -26,7 +26,6 @@ from nanogpt_hub.chat import (
 )
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.playground.continuation import Continuation
-from nanogpt_hub.playground.facts import run_facts
 from nanogpt_hub.playground.models import Loaded
 from nanogpt_hub.playground.session import Playground
 from nanogpt_hub.sampling import SamplingConfig
@@ -100,15 +99,6 @@ def why_not(playground: Playground, place: Resolved) -> str:
         line = " ".join(f"{error}".replace("`", "'").split())
         return f"Nobody can talk with this model: `{line}`."
     return ""
-
-
-def example_question(place: Resolved) -> tuple[str, str]:
-    """(system text, message) that the model's run asked at each evaluation; two empty texts where it did not."""
-    question = run_facts(place).get("sample", {}).get("question")
-    found = [each for each in question if isinstance(each, dict)] if isinstance(question, list) else []
-    texts = {each.get("role"): each.get("content") for each in found}
-    system, user = (texts.get(role) for role in (SYSTEM, USER))
-    return (system if isinstance(system, str) else "")[:1000], (user if isinstance(user, str) else "")[:1000]
 
 
 def say(

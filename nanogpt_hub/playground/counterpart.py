@@ -52,7 +52,8 @@ def candidates(models: ModelStore, place: Resolved, names: Sequence[str]) -> Ite
     beside = place.folder.parent / ("last" if place.folder.name == "best" else "best")
     if differ(place.folder / WEIGHTS, beside / WEIGHTS):
         yield models.name_of(Resolved(beside)), ""
-    yield from ((name, "") for name in models.run_models() if Path(name).resolve() != place.folder.resolve())
+    others = sorted(models.run_models(), key=lambda name: Path(name).name != "best")  # the newest first among the best
+    yield from ((name, "") for name in others if Path(name).resolve() != place.folder.resolve())
 
 
 def bases(place: Resolved) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.continuation import Continuation
-from nanogpt_hub.playground.facts import run_facts
+from nanogpt_hub.playground.facts import example_question, run_facts
 from nanogpt_hub.playground.models import ModelStore, is_hidden
 from nanogpt_hub.playground.position import ALTERNATIVES, given_tokens, position_view
 from nanogpt_hub.playground.tiny import PROMPT
@@ -180,6 +180,7 @@ class Playground:
         tokenizer = self.models.load(place).tokenizer
         sample = run_facts(place).get("sample", {})
         given, written = (str(sample.get(name) or "") for name in ("prompt", "text"))
+        given = example_question(place)[1] or given  # of a chat model, whose prompt is full of its template
         line = next((whole_words(line, 32) for line in written.splitlines() if line.strip()), None)
         for prompt in (given if given.strip() else line, PROMPT, "\n"):
             try:

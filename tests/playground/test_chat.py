@@ -8,7 +8,8 @@ from helpers import HOSTILE, chat_tokenizer, make_chat_model, make_model
 
 from nanogpt_hub import Chat, cli
 from nanogpt_hub.checkpoint import load_model, save_model
-from nanogpt_hub.playground.chat import MOST_MESSAGES, Talk, example_question, go_on, say, why_not
+from nanogpt_hub.playground.chat import MOST_MESSAGES, Talk, go_on, say, why_not
+from nanogpt_hub.playground.facts import example_question
 from nanogpt_hub.playground.links import chat_command, chat_snippet
 from nanogpt_hub.playground.models import LimitError, ModelStore
 from nanogpt_hub.playground.session import Playground
@@ -129,12 +130,17 @@ def test_the_question_of_the_run_is_the_first_one(folder, tmp_path):
     (run / "metrics.jsonl").write_text("")
     for question, expected in (
         ([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], ("s", "u")),
-        ([{"role": "user", "content": 3}, "x"], ("", "")),
+        ([{"role": "user", "content": 3}, {"role": [], "content": "x"}, "x"], ("", "")),
         ("x", ("", "")),
     ):
         (run / "run.json").write_text(json.dumps({"sample": {"question": question}}))
         found = Playground(ModelStore(str(run / "best"))).models.find()
         assert example_question(found) == expected
+    (run / "run.json").write_text(
+        json.dumps({"sample": {"question": [{"role": "user", "content": "u"}], "prompt": "p"}})
+    )
+    shown = Playground(ModelStore(str(run / "best")))
+    assert shown.example_prompt(shown.models.find()) == "u", "the tab Generate begins with it, too"
 
 
 def test_code_and_command_say_the_same_again(playground, place, monkeypatch, capsys):

@@ -374,6 +374,8 @@ def test_a_run_on_conversations_samples_an_answer_and_says_how_to_talk_to_it(bas
     card = (out / "best" / "README.md").read_text(encoding="utf-8")
     ours, theirs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert "nanogpt-hub chat run/best" in card
+    assert "parameters that was tuned on conversations" in card
+    assert "A question, as the chat template writes it, and the answer." in card
     assert f"chat.say({CHATS[-1]['messages'][1]['content']!r}" in ours
     for code in (ours, theirs):
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=200, check=False)

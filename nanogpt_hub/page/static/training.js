@@ -55,10 +55,9 @@
     const parts = [];
     if (data.live) parts.push(make("p", "live", `This run is going on: step ${data.last.toLocaleString("en")}${data.max ? " of " + data.max.toLocaleString("en") : ""}. The page follows it.`));
     const stage = make("div", "learning");
-    if (loss) stage.append(make("div", "", null, loss));
+    if (loss) stage.append(make("div", "", null, loss, make("div", "learning small", null, ...others)));
     if (steps.length) stage.append(player(root, data, atEnd ? steps.length - 1 : Math.min(before.at, steps.length - 1), [loss, ...others].filter(Boolean)));
     parts.push(stage);
-    if (others.length) parts.push(make("div", "learning", null, ...others));
     root.replaceChildren(...parts);
   };
 

@@ -54,6 +54,7 @@
       const span = make("span", "token", text.replaceAll("\n", "⏎"));
       span.tabIndex = n === T - 1 ? 0 : -1;
       span.setAttribute("role", "button");
+      span.setAttribute("aria-label", `${visible(text)}, token ${n + 1}`);
       for (const event of ["mouseenter", "focus", "click"]) span.addEventListener(event, () => look(n));
       return span;
     });
