@@ -48,7 +48,11 @@ class ChatTab:
                 self.tokens = view("tokens", elem_id="chat-tokens")
                 self.panel = view("panel", elem_id="chat-panel")
         self.shown = [self.talk, self.log, self.status, self.tokens]
-        settings = [controls.int8, *controls.fields]
+        self.settings = [controls.int8, *controls.fields]
+        self.wire(send, stop, more, reset)
+
+    def wire(self, send: gr.Button, stop: gr.Button, more: gr.Button, reset: gr.Button) -> None:
+        page, settings = self.page, self.settings
         working = dict(turn=MODEL, show_progress_on=self.status)
         asked = [self.talk, page.place, self.system, self.message, *settings]
         events = [
@@ -65,7 +69,7 @@ class ChatTab:
         filled = [self.sentence, self.stage, self.system, self.message, *self.shown, self.panel]
         ended.append(page.on_model(self.fill, page.place, filled, **quiet))
         for event in (*events, *ended):
-            page.on(event.then, self.take, [self.talk, page.place, *controls.fields], self.exported, **quiet)
+            page.on(event.then, self.take, [self.talk, page.place], self.exported, **quiet)
         look = dict(turn=MODEL, trigger_mode="always_last", **quiet)
         for listen in (self.tokens.select, self.panel.input):
             page.on(listen, self.open_panel, [self.talk, *settings], self.panel, **look)
@@ -123,7 +127,7 @@ class ChatTab:
         sentence = gr.Markdown(why, visible=bool(why))
         return [sentence, gr.Row(visible=not why), system, question, *self.show(Talk()), None]
 
-    def take(self, talk: Talk, place: Resolved, *values: Any) -> list[str]:
+    def take(self, talk: Talk, place: Resolved) -> list[str]:
         """The conversation as code, as a command, and as a row."""
         if talk.made is None or place is None:
             return [""] * len(self.exported)

@@ -44,9 +44,11 @@ class CompareTab:
     def side(self, letter: str) -> list[gr.Dropdown]:
         """Name and revision of one of the two."""
         free = dict(value="", allow_custom_value=True)
-        with gr.Column(min_width=280):
-            name = gr.Dropdown(self.page.models.names(), label=f"Model {letter}", elem_id=f"model-{letter}", **free)
-            revision = gr.Dropdown([], label="Revision", elem_id=f"revision-{letter}", **free)
+        with gr.Column(min_width=280), gr.Row():
+            known = dict(choices=self.page.models.names(), scale=3, min_width=150)
+            name = gr.Dropdown(label=f"Model {letter}", elem_id=f"model-{letter}", **known, **free)
+            of = dict(choices=[], scale=2, min_width=110)
+            revision = gr.Dropdown(label="Revision", elem_id=f"revision-{letter}", **of, **free)
         return [name, revision]
 
     def output(self, letter: str) -> list[gr.components.Component]:

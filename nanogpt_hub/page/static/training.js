@@ -7,11 +7,11 @@
 (() => {
   const { views, make, svg, bytes, announce, viewOf, roving, headMap } = nanogpt;
   const NAMES = { train_loss: "training", val_loss: "validation", learning_rate: "learning rate", tokens_per_second: "tokens/s" };
-  const W = 640, LEFT = 46, BOTTOM = 24, TOP = 10;
+  const LEFT = 46, BOTTOM = 24, TOP = 10;
   const short = (n) => (n !== 0 && Math.abs(n) < 0.01 ? n.toExponential(1) : n >= 1e6 ? (n / 1e6).toFixed(1) + "M" : n >= 1e3 ? (n / 1e3).toFixed(1) + "k" : String(+n.toFixed(n < 1 ? 3 : 2)));
 
   // Lines over steps: [{points: [[step, value]], name, style}], as one SVG with axes. `cursor` marks a step.
-  const chart = (lines, title, H) => {
+  const chart = (lines, title, H, W) => {
     const points = lines.flatMap((line) => line.points);
     if (!points.length) return null;
     const last = Math.max(...points.map(([step]) => step), 1);
@@ -36,8 +36,8 @@
     runs.flatMap((run, r) => keys.map((key, k) => ({ points: run.curves[key] ?? [], name: [runs.length > 1 || keys.length === 1 ? run.name : "", keys.length > 1 ? NAMES[key] : ""].filter(Boolean).join(": "), style: `run${r % 3} ${k === 0 && run.curves[keys[1]]?.length ? "thin" : ""}` })))
       .filter((line) => line.points.length);
 
-  const figure = (lines, title, H = 240) => {
-    const drawing = chart(lines, title, H);
+  const figure = (lines, title, H = 240, W = 640) => {
+    const drawing = chart(lines, title, H, W);
     if (!drawing) return null;
     const keys = lines.map((line) => make("span", "key", null, make("i", line.style), line.name));
     const made = make("figure", "", null, make("figcaption", "", null, make("b", "", title), ...keys), drawing);
@@ -51,7 +51,7 @@
     const { runs, steps } = data, before = root.shown;
     const atEnd = !before || before.name !== runs[0].name || before.at >= before.count - 1;
     const loss = figure(linesOf(runs, ["train_loss", "val_loss"]), "Loss, nats per token");
-    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 150), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 150)].filter(Boolean);
+    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 130, 320), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 130, 320)].filter(Boolean);
     const parts = [];
     if (data.live) parts.push(make("p", "live", `This run is going on: step ${data.last.toLocaleString("en")}${data.max ? " of " + data.max.toLocaleString("en") : ""}. The page follows it.`));
     const stage = make("div", "learning");
