@@ -54,7 +54,7 @@ lint: $(VENV)/.dev ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-peers: $(VENV)/.dev ## the programs that benchmarks compare with (one is compiled: minutes)
+peers: $(VENV)/.dev ## the programs that benchmarks compare with
 	$(PIP) -r requirements-peers.txt
 
 bench: $(VENV)/.dev ## the benchmarks, as tables; with NANOGPT=DIR against that checkout, after `make peers` against more

@@ -1,8 +1,8 @@
 """How we and the others are made to do the same work: each a class whose objects are called with prompts and the number
 of new tokens for each, from the same folder.
 
-nanoGPT comes from the user's own checkout; transformers, ctranslate2 and llama-cpp-python from `make peers`. What is
-not there is left out of the tables.
+nanoGPT comes from the user's own checkout; transformers, ctranslate2 and xllamacpp (which is llama.cpp) from `make
+peers`. What is not there is left out of the tables.
 """
 
 import importlib.util
@@ -16,9 +16,11 @@ import torch
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import preparation
+from nanogpt_hub.exporters.gguf import export_gguf
 from nanogpt_hub.generate import stream_tokens
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
+from nanogpt_hub.tokenizer import build_tokenizer
 
 TEMPERATURE, TOP_K = 0.8, 200  # those of nanoGPT's sample.py, for everyone
 Prompts = list[list[int]]  # token ids; those of a batch are equally long
@@ -40,9 +42,12 @@ def nanogpt_module(checkout: Path) -> Any:
 
 
 def random_folder(folder: Path, **shape: int) -> Path:
-    """A model folder with random weights, GPT-2's architecture and no tokenizer."""
+    """A model folder with random weights, GPT-2's architecture and a tokenizer of as few or fewer tokens."""
     torch.manual_seed(0)
-    return save_model(folder, GPT(GPTConfig.preset("gpt2", **shape)))
+    model = GPT(GPTConfig.preset("gpt2", **shape))
+    letters = "".join(chr(ord("0") + i) for i in range(model.config.vocab_size - 1))
+    tokenizer = build_tokenizer("byte", []) if model.config.vocab_size > 256 else build_tokenizer("char", [letters])
+    return save_model(folder, model, tokenizer)
 
 
 class Ours:
@@ -129,74 +134,28 @@ class CTranslate2:
 
 
 class LlamaCpp:
-    """The same weights as a GGUF file, f32 or q8_0."""
+    """The same weights as a GGUF file, f32 or q8_0, behind llama.cpp's own server, called in its process."""
 
     def __init__(self, folder: Path, kind: str, threads: int):
-        import llama_cpp
+        import xllamacpp
 
-        path = folder / f"model-{kind}.gguf"
-        write_gguf(folder, path, kind)
-        params = llama_cpp.llama_cpp.llama_model_default_params
-        llama_cpp.llama_cpp.llama_model_default_params = lambda: without_repacking(params())
-        self.model = llama_cpp.Llama(
-            str(path), n_ctx=1024, n_batch=1024, n_ubatch=1024, n_threads=threads, n_threads_batch=threads,
-            verbose=False,
-        )  # fmt: skip
+        params = xllamacpp.CommonParams()
+        params.model.path = str(export_gguf(folder, folder / f"model-{kind}.gguf", kind))
+        params.n_ctx = params.n_batch = params.n_ubatch = 1024
+        params.n_parallel = 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.no_extra_bufts = True  # its AMX kernels have ended the process on a machine with AMX
+        params.warmup = params.cache_prompt = params.fit_params = False
+        params.verbosity = 0
+        self.server = xllamacpp.Server(params)
 
     def __call__(self, prompts: Prompts, n: int) -> None:
+        settings = {"temperature": TEMPERATURE, "top_k": TOP_K, "samplers": ["top_k", "temperature"]}
         for prompt in prompts:
-            self.model.reset()
-            tokens = self.model.generate(
-                prompt, temp=TEMPERATURE, top_k=TOP_K, top_p=1.0, min_p=0.0, repeat_penalty=1.0, reset=True
-            )
-            for _ in range(n):
-                next(tokens)
-            tokens.close()
-
-
-def without_repacking(params: Any) -> Any:
-    """Its AMX kernels, for which it lays weights out anew, have ended the process on a machine with AMX."""
-    params.use_extra_bufts = False
-    return params
-
-
-GGUF_NAMES = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
-              "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}  # fmt: skip
-GGUF_ENDS = {"wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weight",
-             "ln_f.weight": "output_norm.weight", "ln_f.bias": "output_norm.bias"}  # fmt: skip
-
-
-def write_gguf(folder: Path, path: Path, kind: str) -> None:
-    """A gpt2 folder as llama.cpp's file, matrices in f32 or q8_0; its tokens have no text."""
-    import gguf
-
-    model, _ = load_model(folder)
-    cfg, writer = model.config, gguf.GGUFWriter(str(path), "gpt2")
-    writer.add_context_length(cfg.block_size)
-    writer.add_embedding_length(cfg.n_embd)
-    writer.add_feed_forward_length(cfg.ffn_width)
-    writer.add_block_count(cfg.n_layer)
-    writer.add_head_count(cfg.n_head)
-    writer.add_layer_norm_eps(cfg.norm_eps)
-    writer.add_vocab_size(cfg.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":  # the embedding, once more
-            continue
-        matrix = tensor.ndim == 2 and name != "wpe.weight"
-        if name in GGUF_ENDS:
-            target = GGUF_ENDS[name]
-        else:
-            _, layer, rest = name.split(".", 2)
-            part, _, parameter = rest.rpartition(".")
-            target = f"blk.{layer}.{GGUF_NAMES[part]}.{parameter}"
-        quantized = gguf.GGMLQuantizationType.Q8_0 if matrix and kind == "q8_0" else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(tensor.numpy(), quantized)
-        writer.add_tensor(target, data, raw_dtype=quantized)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+            request = {"prompt": prompt, "n_predict": n, "ignore_eos": True, "cache_prompt": False, **settings}
+            answer = self.server.handle_completions(request)
+            if answer.get("tokens_predicted", answer.get("usage", {}).get("completion_tokens")) != n:
+                raise RuntimeError(f"llama.cpp did not write {n} tokens: {str(answer)[:200]}")
 
 
 def ways(folder: Path, nanogpt: Path | None, threads: int) -> dict[str, tuple[Callable, ...]]:
@@ -215,7 +174,7 @@ def ways(folder: Path, nanogpt: Path | None, threads: int) -> dict[str, tuple[Ca
     if installed("ctranslate2", "transformers"):
         found["CTranslate2"] = (CTranslate2, folder, "float32", threads)
         found["CTranslate2, int8"] = (CTranslate2, folder, "int8", threads)
-    if installed("llama_cpp", "gguf"):
+    if installed("xllamacpp", "gguf"):
         found["llama.cpp, f32"] = (LlamaCpp, folder, "f32", threads)
         found["llama.cpp, q8_0"] = (LlamaCpp, folder, "q8_0", threads)
     return found

@@ -1,4 +1,4 @@
-"""Copies of the package with an edited model.py: the edits are those that docs/change-the-architecture.md shows."""
+"""Copies of the checkout with the edits that docs/change-the-architecture.md and docs/extend.md show."""
 
 import os
 import re
@@ -10,12 +10,13 @@ from pathlib import Path
 from helpers import ROOT
 
 PAGE = ROOT / "docs" / "change-the-architecture.md"
+EXTEND = ROOT / "docs" / "extend.md"
 FENCED = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
-def section_of(heading: str) -> str:
+def section_of(heading: str, page: Path = PAGE) -> str:
     """The part of the page under a heading that begins so."""
-    parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return next(part for part in parts if part.startswith(heading))
 
 
@@ -32,7 +33,7 @@ def apply(source: str, diff: str) -> str:
     lines = diff.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] in " -")
     after = "".join(line[1:] for line in lines if line[0] in " +")
-    assert source.count(before) == 1, f"the page shows lines that model.py does not have:\n{before}"
+    assert source.count(before) == 1, f"the page shows lines that the file does not have:\n{before}"
     return source.replace(before, after)
 
 
@@ -48,6 +49,20 @@ def copy_package(folder: Path, heading: str = "") -> Path:
         source = apply(source, diff)
     model.write_text(source, encoding="utf-8")
     return folder
+
+
+def extend(checkout: Path, heading: str) -> None:
+    """Makes the changes of a section of docs/extend.md in a copy of the checkout, and no others."""
+    path, is_new = checkout, False
+    for word, name, language, block in re.findall(
+        r"^(In|New file) `([^`]+)`:$|^```(\w+)\n(.*?)^```", section_of(heading, EXTEND), re.MULTILINE | re.DOTALL
+    ):
+        if name:
+            path, is_new = checkout / name, word == "New file"
+        elif language == "diff":
+            path.write_text(apply(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+        elif is_new:
+            path.write_text(block, encoding="utf-8")
 
 
 def python(checkout: Path, *args: str, status: int = 0) -> str:

@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -74,3 +75,34 @@ def make_chat_model(folder: Path, seed: int = 0) -> Path:
         model.wte.weight[97:123] += 0.5
         model.wte.weight[tokenizer.eot_id] = -10.0
     return save_model(folder, model, tokenizer)
+
+
+def nanogpt_tensors(args: dict) -> dict[str, torch.Tensor]:
+    """Random weights by nanoGPT's names, each matrix (out, in), the head the same tensor as the embedding."""
+    generator = torch.Generator().manual_seed(1)
+    C = args["n_embd"]
+    shapes = {"transformer.wte": (args["vocab_size"], C), "transformer.wpe": (args["block_size"], C)}
+    for i in range(args["n_layer"]):
+        shapes |= {f"transformer.h.{i}.ln_1": (C,), f"transformer.h.{i}.attn.c_attn": (3 * C, C),
+                   f"transformer.h.{i}.attn.c_proj": (C, C), f"transformer.h.{i}.ln_2": (C,),
+                   f"transformer.h.{i}.mlp.c_fc": (4 * C, C), f"transformer.h.{i}.mlp.c_proj": (C, 4 * C)}  # fmt: skip
+    shapes["transformer.ln_f"] = (C,)
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = torch.randn(shape, generator=generator) * 0.3
+        if args["bias"] and not name.endswith(("wte", "wpe")):
+            tensors[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.3
+    return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
+
+
+def write_nanogpt(folder: Path, args: dict, characters: Iterable[str], **changes) -> tuple[Path, Path]:
+    """The ckpt.pt and meta.pkl that nanoGPT leaves, with random weights; `changes` go into the checkpoint."""
+    content = dict(
+        model=nanogpt_tensors(args), optimizer={"state": {}, "param_groups": []}, model_args=args, iter_num=2000,
+        best_val_loss=torch.tensor(1.5), config={},
+    )  # fmt: skip
+    torch.save({**content, **changes}, folder / "ckpt.pt")
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": {c: i for i, c in itos.items()}}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return folder / "ckpt.pt", folder / "meta.pkl"

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import nanogpt_tensors, write_nanogpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,24 +25,6 @@ ARGS = dict(
 )  # in nanoGPT's spelling
 SETTINGS = dict(dataset="plays", out_dir="/home/me/runs", learning_rate=1e-3, max_iters=5000, wandb_project="secret",
                 always_save_checkpoint=False, init_from="scratch")  # fmt: skip
-
-
-def raw_tensors(args: dict) -> dict[str, torch.Tensor]:
-    """Random weights by nanoGPT's names, each matrix (out, in), the head the same tensor as the embedding."""
-    generator = torch.Generator().manual_seed(1)
-    C = args["n_embd"]
-    shapes = {"transformer.wte": (args["vocab_size"], C), "transformer.wpe": (args["block_size"], C)}
-    for i in range(args["n_layer"]):
-        shapes |= {f"transformer.h.{i}.ln_1": (C,), f"transformer.h.{i}.attn.c_attn": (3 * C, C),
-                   f"transformer.h.{i}.attn.c_proj": (C, C), f"transformer.h.{i}.ln_2": (C,),
-                   f"transformer.h.{i}.mlp.c_fc": (4 * C, C), f"transformer.h.{i}.mlp.c_proj": (C, 4 * C)}  # fmt: skip
-    shapes["transformer.ln_f"] = (C,)
-    tensors = {}
-    for name, shape in shapes.items():
-        tensors[f"{name}.weight"] = torch.randn(shape, generator=generator) * 0.3
-        if args["bias"] and not name.endswith(("wte", "wpe")):
-            tensors[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.3
-    return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
 
 
 def reference_losses(args: dict, tensors: dict, ids: list[int]) -> torch.Tensor:
@@ -74,15 +57,7 @@ def files(tmp_path):
     """Writes nanoGPT's two files and returns their paths; `changes` go into the checkpoint."""
 
     def write(args=ARGS, characters=CHARACTERS, **changes):
-        content = dict(
-            model=raw_tensors(args), optimizer={"state": {}, "param_groups": []}, model_args=args, iter_num=2000,
-            best_val_loss=torch.tensor(1.5), config=SETTINGS,
-        )  # fmt: skip
-        torch.save({**content, **changes}, tmp_path / "ckpt.pt")
-        itos = dict(enumerate(characters))
-        meta = {"vocab_size": len(itos), "itos": itos, "stoi": {c: i for i, c in itos.items()}}
-        (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
-        return tmp_path / "ckpt.pt", tmp_path / "meta.pkl"
+        return write_nanogpt(tmp_path, args, characters, **{"config": SETTINGS, **changes})
 
     return write
 
@@ -91,7 +66,7 @@ def files(tmp_path):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_the_loss_is_nanogpts(files, tmp_path, bias, prefix):
     args = {**ARGS, "bias": bias}
-    tensors = raw_tensors(args)
+    tensors = nanogpt_tensors(args)
     checkpoint, meta = files(args, model={prefix + name: tensor for name, tensor in tensors.items()})
     import_checkpoint(checkpoint, tmp_path / "out", meta)
     model, tokenizer = load_model(tmp_path / "out")
@@ -135,7 +110,7 @@ def test_gpt2s_vocabulary_needs_no_meta_file(files, tmp_path, gpt2_ranks):
 
 
 def test_what_older_and_changed_nanogpts_wrote(files, tmp_path):
-    tensors = raw_tensors(ARGS)
+    tensors = nanogpt_tensors(ARGS)
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 24, 24).tril() for i in range(2)}
     own_head = {"lm_head.weight": torch.randn(len(CHARACTERS), 16)}
     args = {name: value for name, value in ARGS.items() if name not in ("dropout", "bias")}
@@ -164,11 +139,11 @@ def test_the_card_knows_what_the_checkpoint_knew(files, tmp_path, always):
 
 
 def without(name: str) -> dict:
-    return {key: tensor for key, tensor in raw_tensors(ARGS).items() if key != name}
+    return {key: tensor for key, tensor in nanogpt_tensors(ARGS).items() if key != name}
 
 
 def with_tensor(name: str, tensor) -> dict:
-    return {**raw_tensors(ARGS), name: tensor}
+    return {**nanogpt_tensors(ARGS), name: tensor}
 
 
 FC = "transformer.h.0.mlp.c_fc.weight"

@@ -1,0 +1,70 @@
+"""docs/extend.md: its sampler, tab, optimizer and source, made in a copy of the checkout, do what the page says."""
+
+import shlex
+
+import pytest
+from edited import EXTEND, commands, copy_package, extend, python, section_of
+
+TEXT = "".join(f"def line_{i}(x): return x * {i * i}\n" for i in range(300))
+SMALL = (  # put behind the page's commands, so that each is a matter of a second
+    "--data.tokenizer byte --model.n_layer 1 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --max_steps 4 "
+    "--batch_size 4 --eval.interval 4 --eval.max_windows 2 --eval.sample_tokens 8 --optim.warmup_steps 2 --device cpu"
+)
+TAB = """
+import gradio as gr
+from nanogpt_hub.page.layout import create_page
+from nanogpt_hub.page.tokens import TokensTab
+from nanogpt_hub.playground.models import ModelStore
+from nanogpt_hub.playground.session import Playground
+
+store = ModelStore("tiny")
+blocks = create_page(Playground(store))
+assert "Tokens" in [block.label for block in blocks.blocks.values() if isinstance(block, gr.Tab)]
+with gr.Blocks():
+    tab = TokensTab.__new__(TokensTab)
+tab.models = store
+rows = tab.cut(store.find(), "def")
+assert "".join(token for token, _ in rows) == "def", rows
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    copy = copy_package(tmp_path / "checkout")
+    (copy / "text.py").write_text(TEXT, encoding="utf-8")
+    return copy
+
+
+def train(checkout, command: str) -> str:
+    """A training command of the page, made small."""
+    words = shlex.split(f"{command} {SMALL}")
+    if "--data.source" not in words:
+        words += ["--data.source", "text.py"]
+    return python(checkout, *words[1:])
+
+
+def test_a_sampler(checkout):
+    extend(checkout, "A sampler")
+    train(checkout, "python -m train.pretrain configs/quickstart.yaml --out_dir out/quickstart")
+    (command,) = commands(section_of("A sampler", EXTEND))
+    every = shlex.split(command)[1:]
+    few = [*every, "--max-new-tokens", "40"]
+    assert python(checkout, *few, "--epsilon", "1", "--seed", "2") == python(checkout, *few, "--temperature", "0"), (
+        "only the likeliest token has a probability of at least 1"
+    )
+    for engine in ("plain", "torch", "auto"):
+        python(checkout, *few, "--engine", engine)
+    code = "from nanogpt_hub.page.parts import SAMPLERS; assert SAMPLERS['epsilon'].slider == (0, 0.1)"
+    python(checkout, "-c", code)
+
+
+def test_a_tab(checkout):
+    extend(checkout, "A tab")
+    python(checkout, "-c", TAB)
+
+
+@pytest.mark.parametrize("section", ["An optimizer", "A source of text"])
+def test_an_optimizer_and_a_source(checkout, section):
+    extend(checkout, section)
+    (command,) = commands(section_of(section, EXTEND))
+    assert "done after 4 steps" in train(checkout, command)
