@@ -19,7 +19,7 @@ import torch
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.exporters.gguf import export_gguf
 from nanogpt_hub.generate import generate_naive
-from nanogpt_hub.model import PRESETS, GPT, GPTConfig
+from nanogpt_hub.model import GPT, PRESETS, GPTConfig
 from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.tokenizer import build_tokenizer
 
