@@ -61,12 +61,13 @@ def main() -> None:
     blocks.close()
 
 
-def visit(browser: Browser, url: str, size: dict, scheme: str) -> Page:
-    """The page as it is after the example was shown, without the offer of the tour."""
+def visit(browser: Browser, url: str, size: dict, scheme: str, pointer: bool = False) -> Page:
+    """The page as it is after the example was shown, without the offer of the tour. pointer: with the mouse drawn."""
     page = browser.new_page(viewport=size, color_scheme=scheme)
     page.set_default_timeout(180_000)
     page.add_init_script("localStorage.setItem('nanogpt-hub-tour', 'seen')")
-    page.add_init_script(POINTER)
+    if pointer:
+        page.add_init_script(POINTER)
     page.goto(url)
     page.locator("#panel .choice").first.wait_for()
     page.wait_for_timeout(1500)
@@ -164,7 +165,7 @@ class Film:
 
 def moving(browser: Browser, url: str, out: Path) -> None:
     """Some twenty seconds: a token is chosen, the temperature moves, heads light up, a branch grows, a run plays."""
-    page = visit(browser, url, WIDE, "light")
+    page = visit(browser, url, WIDE, "light", pointer=True)
     film = Film(page)
     film.shoot(3)
     film.point("#output .token:not(.prompt)", 18, times=4, click=True)
