@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nanogpt_hub.chat import Chat
     from nanogpt_hub.checkpoint import load_model, save_model
     from nanogpt_hub.generate import generate, stream_text
     from nanogpt_hub.hub.publish import push_to_hub
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT",
+    "Chat",
     "GPTConfig",
     "SamplingConfig",
     "from_pretrained",
@@ -28,6 +30,7 @@ __all__ = [
 # Imported when they are first asked for: torch takes seconds and the Hub's client half of one, and `nanogpt-hub --help`
 # needs neither.
 LATER = {
+    "Chat": "chat",
     "GPT": "model",
     "GPTConfig": "model",
     "SamplingConfig": "sampling",

@@ -67,21 +67,31 @@ def add_generate(commands) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="INT", help="sample i draws with seed + i (default: a random one, which is told)"
     )
-    add_sampling_flag(parser, "max_new_tokens", int, "tokens to generate")
-    for each in SAMPLERS.values():
-        add_sampling_flag(parser, each.name, each.kind, each.help)
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text, taken literally; repeatable"
-    )
+    add_sampling(parser)
     parser.add_argument("--ignore-eot", action="store_true", help="go on after end-of-text, for max-new-tokens")
     parser.add_argument("--no-echo", action="store_true", help="print what follows the prompt, not the prompt itself")
     parser.add_argument(
         "--speculate", metavar="ngram|PATH",
         help="guess ahead for speed, the tokens stay the same: from the text (ngram), or by a smaller model",
     )  # fmt: skip
+    add_computing(parser)
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """What computes the tokens, and where."""
     parser.add_argument("--quantize", choices=("int8",), help="weights of 8 bits: faster for large models on a CPU")
     add_engine(parser)
     add_device(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How the tokens are chosen and when a text ends."""
+    add_sampling_flag(parser, "max_new_tokens", int, "tokens to generate")
+    for each in SAMPLERS.values():
+        add_sampling_flag(parser, each.name, each.kind, each.help)
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text, taken literally; repeatable"
+    )
 
 
 def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
@@ -90,6 +100,27 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
         f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(),
         help=f"{text} (default: the model's own, else {default})",
     )  # fmt: skip
+
+
+# ---- chat ----
+
+
+def add_chat(commands) -> None:
+    parser = add_command(
+        commands, "chat", "chat",
+        "Talks with a model that was tuned on conversations: a line is a message, the answer streams. /reset forgets "
+        "what was said, Ctrl-C ends an answer, Ctrl-D the chat. What is piped in is taken line by line.",
+    )  # fmt: skip
+    add_path(parser)
+    parser.add_argument(
+        "--system", default="", metavar="TEXT",
+        help="how the model shall be, said before everything else; FILE:path reads a file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, metavar="INT", help="answer i draws with seed + i (default: a random one, which is told)"
+    )
+    add_sampling(parser)
+    add_computing(parser)
 
 
 # ---- eval ----
@@ -306,7 +337,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        add_trainer, add_generate, add_app, add_eval, add_compare, add_audit, add_info, add_core, add_sizes,
+        add_trainer, add_generate, add_chat, add_app, add_eval, add_compare, add_audit, add_info, add_core, add_sizes,
         add_import, add_gguf, add_push, add_space, add_web,
     ):  # fmt: skip
         add(commands)

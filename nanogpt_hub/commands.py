@@ -5,11 +5,13 @@ cli.py imports this file when a command runs, and so everything that is slow to 
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -17,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from nanogpt_hub.audit import VERBATIM, audit, overlap
+from nanogpt_hub.chat import Chat, NoTemplateError, has_template
 from nanogpt_hub.checkpoint import (
     CheckpointError,
     load_model,
@@ -61,6 +64,8 @@ FACTS = ("base_model", "data", "training", "evaluation")  # the parts of run.jso
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
     """The model that `add_path` and `add_device` ask for, and its tokenizer."""
+    if getattr(args, "quantize", None) and args.device == "auto":
+        args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
     return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
 
@@ -89,14 +94,10 @@ def generate(args: argparse.Namespace) -> None:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
     prepare_engine(args)
     prompt = read_prompt(args.prompt)
-    names = ("max_new_tokens", *SAMPLERS)
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     place = resolve(args.path)
-    config = SamplingConfig.from_folder(place, seed=args.seed, stop=tuple(args.stop), **given).seeded()
+    config = sampling_settings(place, args)
     if args.ignore_eot:
         config = dataclasses.replace(config, stop_tokens=())
-    if args.quantize and args.device == "auto":
-        args.device = "cpu"
     model, tokenizer = open_model(place, args)
     ids = encode_prompt(tokenizer, prompt)
     draft = open_draft(args, tokenizer)
@@ -114,6 +115,13 @@ def generate(args: argparse.Namespace) -> None:
         print(flush=True)
         rate = n / (time.perf_counter() - started)
         say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+
+
+def sampling_settings(place: Resolved, args: argparse.Namespace) -> SamplingConfig:
+    """The model's own settings and what `add_sampling` asks for, with a seed."""
+    names = ("max_new_tokens", *SAMPLERS)
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return SamplingConfig.from_folder(place, seed=args.seed, stop=tuple(args.stop), **given).seeded()
 
 
 def prepare_engine(args: argparse.Namespace) -> None:
@@ -147,6 +155,73 @@ def read_prompt(prompt: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt from {name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+# ---- chat ----
+
+RESET = "/reset"
+
+
+def chat(args: argparse.Namespace) -> None:
+    prepare_engine(args)
+    if args.system == "-":
+        raise ValueError("--system - would read the messages; give the text itself, or FILE:path")
+    system = read_prompt(args.system)
+    place = resolve(args.path)
+    config = sampling_settings(place, args)
+    model, tokenizer = open_model(place, args)
+    try:
+        talk = Chat(quantize_int8(model) if args.quantize else model, tokenizer, system, config)
+    except NoTemplateError as error:
+        raise NoTemplateError(f"{place}: {error}; nanogpt-hub generate continues text") from error
+    say(f"[seed {config.seed}; a line is a message, {RESET} forgets what was said, Ctrl-D ends]")
+    for text in typed_lines():
+        if text == RESET:
+            talk.reset()
+            say("[what was said is forgotten]")
+        elif text:
+            try:
+                answer(talk, text, args.engine)
+            except ValueError as error:  # of this message alone: a character, say, that the model does not know
+                if not sys.stdin.isatty():
+                    raise
+                say(f"[{error}]")
+
+
+def answer(talk: Chat, text: str, engine: str | None) -> None:
+    """Prints one answer as it comes. Ctrl-C ends it; what has come is part of the conversation."""
+    finish = None
+    try:
+        for token in talk.stream(text, engine):
+            print(token.text, end="", flush=True)
+            finish = token.finish
+    except KeyboardInterrupt:
+        finish = "stopped"
+    print(flush=True)
+    if finish == "length":
+        say("[cut: --max-new-tokens allows longer answers]")
+    if finish == "stopped":
+        say("[stopped]")
+    if talk.left_out:
+        say(f"[the context is full: the first {talk.left_out} messages were left out]")
+
+
+def typed_lines() -> Iterator[str]:
+    """The lines of stdin, without their ends, as they are typed or piped. ValueError where they are not UTF-8."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        if importlib.util.find_spec("readline"):
+            importlib.import_module("readline")  # arrow keys work
+        while True:
+            try:
+                yield input("> ").strip()
+            except EOFError:
+                print(flush=True)
+                return
+    for number, line in enumerate(iter(sys.stdin.buffer.readline, b""), 1):
+        try:
+            yield line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} of stdin is not UTF-8 text: {error.reason}") from error
 
 
 # ---- eval ----
@@ -215,6 +290,8 @@ def print_model(place: Resolved) -> GPTConfig:
     tokenizer = Tokenizer.load(place)
     eot = "no end-of-text" if tokenizer.eot_id is None else f"end-of-text id {tokenizer.eot_id}"
     print(f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {eot}")
+    if has_template(tokenizer):
+        print("chat         it has a template: nanogpt-hub chat talks with it")
     return config
 
 
@@ -377,7 +454,9 @@ def push(args: argparse.Namespace) -> None:
     if not about.get("license"):
         say("no license is given, so others may not use the model: push again with --license mit (or another)")
     if not args.create_pr:
-        say(f"to try it: nanogpt-hub generate {done.repo_id}{'' if done.branch == 'main' else f'@{done.branch}'}")
+        talks = (place.folder / "tokenizer.json").is_file() and has_template(Tokenizer.load(place))
+        at = "" if done.branch == "main" else f"@{done.branch}"
+        say(f"to try it: nanogpt-hub {'chat' if talks else 'generate'} {done.repo_id}{at}")
 
 
 def ask_license(folder: Path) -> dict[str, str]:

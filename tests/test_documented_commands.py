@@ -6,6 +6,7 @@ Commands inside the code cannot be run without what led to them, so their words 
 """
 
 import ast
+import io
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, write_nanogpt
+from helpers import ROOT, files_of, make_chat_model, write_nanogpt
 
 from nanogpt_hub import cli
 from train import finetune, prepare, pretrain
@@ -97,7 +98,7 @@ def workspace(tmp_path, monkeypatch, hub, trained) -> Path:
 
 
 @pytest.mark.parametrize(("page", "command"), DOCUMENTED)
-def test_documented_command(page, command, workspace, trained, monkeypatch):
+def test_documented_command(page, command, workspace, trained, hub, monkeypatch):
     assignments = re.match(r"(?:[A-Z_]+=\S+ )*", command)[0].split()
     for name, value in (assignment.split("=", 1) for assignment in assignments):
         monkeypatch.setenv(name, value)
@@ -105,7 +106,19 @@ def test_documented_command(page, command, workspace, trained, monkeypatch):
     for folder in re.findall(r"(?<!--out_dir )\bout/[\w-]+", command):
         if not (workspace / folder).exists() and not folder.endswith("/imported"):
             shutil.copytree(trained, workspace / folder)
+    if words[:2] == ["nanogpt-hub", "chat"] and len(words) > 2:
+        can_talk(words[2], hub)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     run(words)
+
+
+def can_talk(name: str, hub) -> None:
+    """In the place of a model, one that was tuned on conversations."""
+    made = make_chat_model(Path("talks"))
+    if Path(name).is_dir():
+        shutil.copytree(made, name, dirs_exist_ok=True)
+    else:
+        hub.repo(name).put(files_of(made))
 
 
 def run(words: list[str]) -> None:
@@ -151,7 +164,7 @@ def as_small(args: list[str]) -> list[str]:
         return [args[0], "--help"]
     if args[0] in ("train", "finetune", "prepare"):
         return [args[0], *small_run(args[1:])]
-    if args[0] == "generate":
+    if args[0] in ("generate", "chat"):
         return [*args, "--max-new-tokens", "4"]
     if args[0] == "eval":
         return [*args, "--max-windows", "2"]

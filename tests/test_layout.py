@@ -28,6 +28,8 @@ ROOMS = {
     "installed": set(),
     "sampling": {"later"},
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
+    "template_child": set(),
+    "chat": {"model", "tokenizer", "sampling", "generate", "template_child"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
     "lens": {"model", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},

@@ -21,7 +21,6 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 
 from nanogpt_hub.evaluate import BATCH_TOKENS
-from nanogpt_hub.generate import generate
 
 from .config import TrainConfig
 from .hardware import synchronize
@@ -163,12 +162,7 @@ def timed_evaluation(trainer: Trainer) -> float:
     wanted = trainer.config.eval.sample_tokens
     if wanted and trainer.accelerator.is_main_process:
         few = min(wanted, SAMPLE_TOKENS)
-        sampling = replace(trainer.sampling, max_new_tokens=few)
-        seconds += (
-            seconds_of(lambda: generate(gpt, trainer.tokenizer, trainer.prompt, sampling, engine="torch"))
-            * wanted
-            / few
-        )
+        seconds += seconds_of(lambda: trainer.sampler.text(gpt, few)) * wanted / few
     return agreed(trainer, seconds)
 
 

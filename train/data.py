@@ -309,6 +309,7 @@ class Data:
     facts: dict  # about the text, for the model card
     identity: dict  # what must be the same when a run goes on
     tokenizing: list[Tokenizing] = field(default_factory=list)  # processes that prepare more of it
+    question: list[dict] = field(default_factory=list)  # of conversations: messages before an answer, to sample one
 
     def close(self) -> None:
         """Ends what works beside the training; what is tokenised stays."""

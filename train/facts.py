@@ -84,7 +84,6 @@ def flat(nested: dict, prefix: str = "") -> dict:
 def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
-    sampling = trainer.sampling
     training = {
         "steps": p.step,
         "tokens": p.tokens,
@@ -111,8 +110,11 @@ def progress_facts(trainer) -> RunFacts:
     if "base_model" in trainer.facts:
         facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
-        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "seed": sampling.seed}
-        facts["sample"] = {"prompt": trainer.prompt, "text": trainer.sample, "settings": settings}
+        used = trainer.sampler.settings
+        settings = {"temperature": used.temperature, "top_k": used.top_k, "seed": used.seed}
+        facts["sample"] = {"prompt": trainer.sampler.prompt, "text": trainer.sample, "settings": settings}
+        if trainer.sampler.question:
+            facts["sample"]["question"] = trainer.sampler.question
     return facts
 
 

@@ -14,7 +14,7 @@ is printed first, the change last.
 
 data.format tells what the data is. `text` is learned as a whole. Rows with a `prompt` and a `completion`, and rows of
 `messages`, are learned only where the model is to answer; how they become tokens is told in train/rows.py and
-train/chat.py. --lora.rank trains small adapters beside the frozen weights; the saved models have them merged.
+nanogpt_hub/chat.py. --lora.rank trains small adapters beside the frozen weights; the saved models have them merged.
 """
 
 import sys
@@ -22,12 +22,12 @@ from dataclasses import replace
 
 from jsonargparse import Namespace
 
+from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 
-from .chat import PLAIN
 from .config import TrainConfig, make_parser
 from .lora import add_adapters, check_peft
 from .plan import check_fits

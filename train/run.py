@@ -333,12 +333,20 @@ def closing_lines(trainer: Trainer) -> list[str]:
         )  # fmt: skip
         return [f"{why}. {best} holds the model as it was before the first step"]
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
-    prompt = f" --prompt {joined([trainer.prompt])}" if trainer.prompt.strip() else ""
     floor = trainer.data.baselines.get(FLOOR)
     above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
         f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
-        f"sample from it: {hub_command()} generate {shown(best)}{prompt}",
+        try_it(trainer, best),
     ]
+
+
+def try_it(trainer: Trainer, best: Path) -> str:
+    """The command that shows what the model can do now: a chat where it was tuned on conversations."""
+    sampler = trainer.sampler
+    if sampler.question:
+        return f"talk to it: {hub_command()} chat {shown(best)}"
+    prompt = f" --prompt {joined([sampler.prompt])}" if sampler.prompt.strip() else ""
+    return f"sample from it: {hub_command()} generate {shown(best)}{prompt}"

@@ -84,6 +84,7 @@ class SampleFacts(TypedDict, total=False):
 
     prompt: str
     text: str  # what followed the prompt
+    question: list  # of a chat model: the messages behind the prompt
     settings: dict  # temperature, top_k, seed, ...
 
 
@@ -242,7 +243,8 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
 def summary(facts: RunFacts) -> str:
     """What it is, in a sentence or two."""
     config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
-    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters that continues text"
+    does = "that was tuned on conversations" if facts.get("chat") else "that continues text"
+    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters {does}"
     base = facts.get("base_model", {}).get("id")
     if base:
         text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
@@ -268,6 +270,7 @@ def sample_section(sample: SampleFacts) -> str:
     prompt, text = sample.get("prompt", ""), sample["text"]
     settings = ", ".join(f"{key} {value}" for key, value in sample.get("settings", {}).items() if value is not None)
     intro = f"Prompt: {code(prompt)}." if prompt.strip() else "Without a prompt."
+    intro = "A question, as the chat template writes it, and the answer." if sample.get("question") else intro
     written = text if text.startswith(prompt) else prompt + text
     intro += f" Settings: {one_line(settings)}." if settings else ""
     return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}"
@@ -367,21 +370,23 @@ def evaluation_section(facts: RunFacts) -> str:
 def usage_section(facts: RunFacts, name: str, on_hub: bool, source: str) -> str:
     """How to load it here, in Transformers where a stock family has its shape, and in a Space."""
     prompt = facts.get("sample", {}).get("prompt") or "\n"
-    ours = (
+    messages = example_messages(facts)
+    ours = chat_example(name, messages) if facts.get("chat") else (
         "from nanogpt_hub import from_pretrained, generate\n\n"
         f'model, tokenizer = from_pretrained("{name}")\n'
         f"print(generate(model, tokenizer, {prompt!r}, temperature=0.8).text)"
-    )
+    )  # fmt: skip
     theirs = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        f"{chat_lines() if facts.get('chat') else prompt_line(prompt)}"
+        f"{chat_lines(messages) if facts.get('chat') else prompt_line(prompt)}"
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
     )
     stock = facts["model"].get("family") in FAMILIES
     parts = ["## How to use it", *install_lines(facts, source), fenced(ours, "python")]
     oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
+    parts += ["or in a terminal:", fenced(f"nanogpt-hub chat {name}", "sh")] if facts.get("chat") else []
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
         command = f"nanogpt-hub space {name.split('/')[0]}/demo --model {name}"
@@ -414,9 +419,27 @@ def prompt_line(prompt: str) -> str:
     return f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
 
 
-def chat_lines() -> str:
+def example_messages(facts: RunFacts) -> list[dict[str, str]]:
+    """What the examples say to a chat model: the question of its sample, where it is short; else a greeting."""
+    question = facts.get("sample", {}).get("question") or []
+    roles = [each.get("role") for each in question]
+    short = sum(len(str(each.get("content"))) for each in question) <= 400
+    return question if roles in (["user"], ["system", "user"]) and short else [{"role": "user", "content": "Hello!"}]
+
+
+def chat_example(name: str, messages: list[dict[str, str]]) -> str:
+    system = f", system={messages[0]['content']!r}" if len(messages) > 1 else ""
     return (
-        'messages = [{"role": "user", "content": "Hello!"}]\n'
+        "from nanogpt_hub import Chat, from_pretrained\n\n"
+        f'model, tokenizer = from_pretrained("{name}")\n'
+        f"chat = Chat(model, tokenizer{system})\n"
+        f"print(chat.say({messages[-1]['content']!r}, temperature=0.8))  # and so on: it remembers what was said"
+    )
+
+
+def chat_lines(messages: list[dict[str, str]]) -> str:
+    return (
+        f"messages = {messages!r}\n"
         "ids = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
     )
