@@ -6,7 +6,7 @@ import shlex
 import pytest
 from helpers import HOSTILE, chat_tokenizer, make_chat_model, make_model
 
-from nanogpt_hub import Chat, cli
+from nanogpt_hub import Chat, cli, commands
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.playground.chat import MOST_MESSAGES, Talk, go_on, say, why_not
 from nanogpt_hub.playground.facts import example_question
