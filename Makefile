@@ -18,7 +18,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt pyproject.toml
 	@echo "installing into $(VENV) ..."
-	$(PIP) -e .
+	$(PIP) -e ".[train,app,fast]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed requirements-dev.txt
@@ -33,12 +33,13 @@ browser: $(VENV)/.dev
 	|| echo "no browser could be installed: the page's browser tests will skip"
 
 quickstart: $(VENV)/.installed ## train a small GPT on Python's own source, sample from it, say what to do next
-	$(BIN)/python -m train.pretrain configs/quickstart.yaml
+	$(BIN)/nanogpt-hub train quickstart
 	$(BIN)/nanogpt-hub generate out/quickstart/best --prompt "def " --temperature 0.6 --max-new-tokens 200 --seed 1
 	@echo
 	@echo "Your model is in out/quickstart/best. Next:"
 	@echo "  open the app:          make app"
-	@echo "  train on your text:    $(BIN)/python -m train.pretrain configs/quickstart.yaml --data.source my.txt --out_dir out/my"
+	@echo "  train on your text:    $(BIN)/nanogpt-hub train quickstart --data.source my.txt --out_dir out/my"
+	@echo "  type nanogpt-hub only: source $(BIN)/activate"
 	@echo "  watch how it learned:  out/quickstart/loss.png, out/quickstart/samples/"
 
 app: $(VENV)/.installed ## open the app beside your runs

@@ -4,7 +4,8 @@
     python app.py --model out/quickstart/best  # a folder
     python app.py --model user/name@step-000500
 
-As a Space it needs nothing but this file, nanogpt_hub/ and requirements.txt; the variable NANOGPT_REPO names its model.
+(`nanogpt-hub app` is the same, outside of a checkout too.) As a Space it needs nothing but this file, nanogpt_hub/ and
+requirements.txt; the variable NANOGPT_REPO names its model.
 The page is in nanogpt_hub/page/, what it does in nanogpt_hub/playground/.
 """
 
@@ -18,18 +19,28 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads that spin for long starve each other
 
-import torch
+try:
+    import torch
 
-from nanogpt_hub.engine.select import ENGINES, VARIABLE, engine_setting, preparation
-from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.layout import create_page, serve
-from nanogpt_hub.playground.models import ModelStore
-from nanogpt_hub.playground.session import Playground
-from nanogpt_hub.sampling import SamplingConfig
+    from nanogpt_hub.engine import ENGINES
+    from nanogpt_hub.engine.select import VARIABLE, engine_setting, preparation
+    from nanogpt_hub.hub.resolve import Resolved
+    from nanogpt_hub.installed import pip_line
+    from nanogpt_hub.page.layout import create_page, serve
+    from nanogpt_hub.playground.models import ModelStore
+    from nanogpt_hub.playground.session import Playground
+    from nanogpt_hub.sampling import SamplingConfig
+except ModuleNotFoundError:
+    from nanogpt_hub.installed import need
+
+    need("the app", "app")
+    raise
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A page that loads any GPT of this project and shows what it does.")
+def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description="A page that loads any GPT of this project and shows what it does."
+    )
     parser.add_argument("--model", default="", help="a folder, or user/name[@revision] on the Hub")
     parser.add_argument("--runs", default="out", help="folder of your training runs (default: out)")
     parser.add_argument(
@@ -41,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.mcp = args.mcp or os.environ.get("NANOGPT_MCP", "") not in ("", "0")
     if args.mcp and importlib.util.find_spec("mcp") is None:
-        parser.error('--mcp needs a package that is not installed: python -m pip install "gradio[mcp]"')
+        parser.error(f"--mcp needs a package that is not installed: {pip_line(['gradio[mcp]'])}")
     return args
 
 
@@ -79,8 +90,8 @@ def zero_gpu() -> Callable | None:
     return spaces.GPU(duration=seconds)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> None:
+    args = parse(argv, prog)
     if args.engine:
         os.environ[VARIABLE] = args.engine
     playground = make_playground(args)

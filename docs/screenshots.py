@@ -1,7 +1,8 @@
 """The pictures of the page in docs/, made anew: `python docs/screenshots.py [--model out/quickstart/best --runs out]`.
 
 Needs playwright and Chromium (`make browser`). The page is opened as a visitor opens it, wide and narrow,
-in light and dark; `app-tour.gif` shows a token from inside and a training run that plays.
+in light and dark; `app-tour.gif` shows a token from inside and a training run that plays. --chat names a model that was
+tuned on conversations; without one there is no picture of the tab Chat.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,7 +27,15 @@ from nanogpt_hub.playground.session import Playground
 DOCS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-GIF_WIDTH, GIF_COLORS = 800, 64  # so that the file stays under 2 MB
+GIF_WIDTH, GIF_COLORS, FRAME_MS = 840, 96, 260  # so that the file stays under 2 MB
+POINTER = """addEventListener("DOMContentLoaded", () => {
+  const dot = document.createElement("div");
+  dot.style.cssText = "position: fixed; z-index: 999; width: 18px; height: 18px; margin: -9px; border-radius: 50%; " +
+    "background: rgba(205, 72, 20, 0.55); border: 2px solid #fff; pointer-events: none; left: -50px; top: 0;";
+  document.body.append(dot);
+  const follow = ({ clientX: x, clientY: y }) => Object.assign(dot.style, { left: x + "px", top: y + "px" });
+  addEventListener("mousemove", follow);
+});"""  # the mouse, which pictures of a page do not show
 
 
 def main() -> None:
@@ -34,6 +44,7 @@ def main() -> None:
         "--model", default="", help="a folder, or user/name on the Hub (default: the built-in tiny one)"
     )
     parser.add_argument("--runs", default=None, help="folder of training runs")
+    parser.add_argument("--chat", default="", help="a model that was tuned on conversations (default: none)")
     parser.add_argument("--out", type=Path, default=DOCS, help="where the pictures go (default: docs/)")
     args = parser.parse_args()
     blocks = create_page(Playground(ModelStore(args.model or "tiny", args.runs, any_folder=True)))
@@ -42,17 +53,21 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         wide(browser, url, args.out)
+        if args.chat:
+            talk(browser, f"{url}?repo={quote(args.chat)}", args.out)
         narrow(browser, url, args.out)
         moving(browser, url, args.out)
         browser.close()
     blocks.close()
 
 
-def visit(browser: Browser, url: str, size: dict, scheme: str) -> Page:
-    """The page as it is after the example was shown, without the offer of the tour."""
+def visit(browser: Browser, url: str, size: dict, scheme: str, pointer: bool = False) -> Page:
+    """The page as it is after the example was shown, without the offer of the tour. pointer: with the mouse drawn."""
     page = browser.new_page(viewport=size, color_scheme=scheme)
     page.set_default_timeout(180_000)
     page.add_init_script("localStorage.setItem('nanogpt-hub-tour', 'seen')")
+    if pointer:
+        page.add_init_script(POINTER)
     page.goto(url)
     page.locator("#panel .choice").first.wait_for()
     page.wait_for_timeout(1500)
@@ -62,6 +77,9 @@ def visit(browser: Browser, url: str, size: dict, scheme: str) -> Page:
 def wide(browser: Browser, url: str, out: Path) -> None:
     page = visit(browser, url, WIDE, "light")
     page.screenshot(path=out / "app-generate.png")
+    page.locator("#output .token:not(.prompt)").nth(30).click()
+    page.locator("#panel .panel-title", has_text="token").wait_for()
+    page.wait_for_function("!document.querySelector('#panel .waiting')")
     page.locator("#panel .att").nth(1).hover()
     page.wait_for_timeout(400)
     page.screenshot(path=out / "app-attention.png")
@@ -80,38 +98,92 @@ def wide(browser: Browser, url: str, out: Path) -> None:
     page.close()
 
 
+def talk(browser: Browser, url: str, out: Path) -> None:
+    """A conversation of the question that the run asked itself and one more, in dark."""
+    page = visit(browser, url, WIDE, "dark")
+    page.get_by_role("tab", name="Chat", exact=True).click()
+    message = page.locator("#message textarea")
+    asked = message.input_value() or "Hello!"
+    for text in (asked, "How many?"):
+        message.fill(text)
+        message.press("Enter")
+        page.locator("#chat-log .said.user", has_text=text).wait_for()
+        page.wait_for_function("!document.querySelector('#chat-log .writing')")
+    page.locator("#chat-tokens .token:not(.prompt)").first.click()
+    page.locator("#chat-panel .choice").first.wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=out / "app-chat.png")
+    page.close()
+
+
 def narrow(browser: Browser, url: str, out: Path) -> None:
     page = visit(browser, url, NARROW, "dark")
     page.screenshot(path=out / "app-narrow.png")
     page.close()
 
 
-def moving(browser: Browser, url: str, out: Path) -> None:
-    """Some twenty seconds: the temperature moves, heads light up, a branch grows, a run plays."""
-    page, frames = visit(browser, url, WIDE, "light"), []
+class Film:
+    """Frames of a page, with the pointer where the mouse is."""
 
-    def shoot(times: int = 1, act: Callable[[], object] | None = None) -> None:
+    def __init__(self, page: Page):
+        self.page, self.frames = page, []
+
+    def shoot(self, times: int = 1, act: Callable[[], object] | None = None) -> None:
+        """Frames after an act, each a moment later."""
         if act:
             act()
         for _ in range(times):
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            frames.append(picture.resize((GIF_WIDTH, GIF_WIDTH * 900 // 1280)).quantize(GIF_COLORS))
-            page.wait_for_timeout(120)
+            picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+            self.frames.append(picture.resize((GIF_WIDTH, GIF_WIDTH * 900 // 1280), Image.Resampling.LANCZOS))
+            self.page.wait_for_timeout(100)
 
-    shoot(3)
-    for value in ("0.2", "0.6", "1.0", "1.5", "0.8"):
-        shoot(2, lambda value=value: set_number(page, "#temperature", value))
-    for n in range(min(6, page.locator("#panel .att").count())):
-        shoot(2, page.locator("#panel .att").nth(n).hover)
-    page.locator("#panel .choice").nth(1).click()
+    def point(self, selector: str, n: int = 0, times: int = 2, click: bool = False) -> None:
+        """Moves the mouse to an element, and clicks it."""
+        place = self.page.locator(selector).nth(n)
+        self.shoot(1, place.hover)
+        self.shoot(times, place.click if click else None)
+
+    def play(self, button: str, most: int = 24) -> None:
+        """Frames while a run plays, half a second apart."""
+        self.point(button, times=1, click=True)
+        while most and "Pause" in (self.page.locator(button).text_content() or ""):
+            self.page.wait_for_timeout(250)
+            self.shoot()
+            most -= 1
+        self.shoot(3)
+
+    def save(self, path: Path) -> None:
+        """As a GIF in one palette, so that what does not change costs nothing."""
+        some = self.frames[:: max(1, len(self.frames) // 12)]
+        sheet = Image.new("RGB", (GIF_WIDTH, some[0].height * len(some)))
+        for n, frame in enumerate(some):
+            sheet.paste(frame, (0, n * frame.height))
+        palette = sheet.quantize(GIF_COLORS)
+        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
+
+
+def moving(browser: Browser, url: str, out: Path) -> None:
+    """Some twenty seconds: a token is chosen, the temperature moves, heads light up, a branch grows, a run plays."""
+    page = visit(browser, url, WIDE, "light", pointer=True)
+    film = Film(page)
+    film.shoot(3)
+    film.point("#output .token:not(.prompt)", 18, times=4, click=True)
+    for value in ("0.2", "0.5", "1.1", "1.6", "0.8"):
+        film.shoot(1, lambda value=value: set_number(page, "#temperature", value))
+    for n in (1, 4, 6, 9, 14):
+        if n < page.locator("#panel .att").count():
+            film.point("#panel .att", n, times=1)
+    film.point("#panel .choice:not(:has(.chosen))", 1, times=1, click=True)
     page.locator(".branch").nth(1).wait_for()
-    shoot(6)
-    page.get_by_role("tab", name="Training", exact=True).click()
+    film.shoot(6)
+    film.point('[role="tab"]:has-text("Training")', click=True)
     page.locator("#training .play").wait_for()
-    shoot(2)
-    page.locator("#training .play").click()
-    shoot(24)
-    frames[0].save(out / "app-tour.gif", save_all=True, append_images=frames[1:], duration=300, loop=0, optimize=True)
+    film.play("#training .play")
+    if page.locator("#growth .play").count():
+        page.locator("#growth .enlarged").scroll_into_view_if_needed()
+        film.play("#growth .play")
+    film.save(out / "app-tour.gif")
     page.close()
 
 

@@ -22,6 +22,7 @@ from itertools import islice, pairwise
 import numpy as np
 
 from nanogpt_hub.duplicates import band_keys
+from nanogpt_hub.installed import pip_line, requirement
 from nanogpt_hub.sources import Source
 
 MAX_DOCUMENTS = 100_000  # read; an audit of more looks at the first ones and says so
@@ -157,7 +158,7 @@ def detectors() -> list:
     try:
         modules = [importlib.import_module(f"detect_secrets.plugins.{name}") for name in SERVICES]
     except ImportError as error:
-        raise ValueError("an audit needs detect-secrets: pip install detect-secrets") from error
+        raise ValueError(f"an audit needs detect-secrets: run `{pip_line([requirement('detect_secrets')])}`") from error
     kinds = [
         kind
         for module in modules

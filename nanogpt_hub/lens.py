@@ -240,6 +240,14 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     return Inside(tuple(ids), tuple(map(tokenizer.token_str, ids)), attention, residual)
 
 
+def attention_maps(model: GPT, ids: Sequence[int]) -> Tensor:
+    """All attention maps (L, H, T, T) of one pass over T ids, as `Inside` has them. ValueError as `look_inside`."""
+    _check_text(model, ids, least=1)
+    with inference(model):
+        _, _, maps = _record_checked(model, torch.tensor([list(ids)], device=model.wte.weight.device))
+    return torch.cat(maps).cpu()
+
+
 @dataclass(frozen=True, eq=False)
 class Position:
     """What the model computes at the last of T tokens: how it comes to expect the next one."""

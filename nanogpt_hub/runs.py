@@ -6,16 +6,23 @@
 Logs may come from anywhere, so what is in them is taken only where it is what it should be.
 """
 
+import base64
 import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METRICS = "metrics.jsonl"
 CURVES = {"train_loss": "training", "val_loss": "validation"}
 MAX_BYTES = 16 * 2**20  # of a log that is read
+MAX_MAPS = 2**20  # bytes of a step's attention maps that are read
 MAX_POINTS = 400  # of a curve that is drawn; more than a screen shows
 STILL_SECONDS = 120  # a log that has not grown for so long belongs to a run that ended or was stopped
 
@@ -67,6 +74,17 @@ class Run:
         with open(self.samples[step], encoding="utf-8", errors="replace", newline="") as file:
             return file.read(most)
 
+    def attention(self, step: int) -> dict[str, Any] | None:
+        """Where the heads looked at a kept step, as `attention_json` wrote it; None where it was not kept."""
+        path = self.folder / "samples" / attention_file(step)
+        if not path.is_file() or path.stat().st_size > MAX_MAPS:
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        except (ValueError, RecursionError):
+            return None
+        return found if is_attention(found) else None
+
 
 def read_run(folder: str | Path, name: str = "") -> Run:
     """The run in a folder; without rows where it has no log."""
@@ -97,6 +115,32 @@ def read_rows(log: Path) -> list[dict[str, float]]:
         if isinstance(numbers.get("step"), int):
             rows.append(numbers)
     return sorted(rows, key=lambda row: row["step"])
+
+
+def attention_file(step: int) -> str:
+    return f"step-{step:06d}-attention.json"
+
+
+def attention_json(tokens: Sequence[str], maps: "Tensor") -> dict[str, Any]:
+    """Attention maps (L, H, T, T) over T tokens: a byte for each weight, row by row, as base64."""
+    rows = [
+        [base64.b64encode(head.numpy().tobytes()).decode() for head in layer] for layer in (maps * 255).round().byte()
+    ]
+    return {"tokens": list(tokens), "layers": len(maps), "heads": len(maps[0]), "maps": rows}
+
+
+def is_attention(found: object) -> bool:
+    """Whether a file holds what `attention_json` makes."""
+    if not isinstance(found, dict):
+        return False
+    tokens, maps = found.get("tokens"), found.get("maps")
+    if not isinstance(tokens, list) or not isinstance(maps, list) or not all(isinstance(t, str) for t in tokens):
+        return False
+    length = 4 * math.ceil(len(tokens) ** 2 / 3)  # of base64
+    heads = [head for layer in maps for head in (layer if isinstance(layer, list) else [None])]
+    shape = (len(maps), len(heads) / max(1, len(maps)))
+    right = all(isinstance(head, str) and re.fullmatch(rf"[A-Za-z0-9+/=]{{{length}}}", head) for head in heads)
+    return right and 0 < len(tokens) <= 256 and bool(heads) and shape == (found.get("layers"), found.get("heads"))
 
 
 def is_number(value: object) -> bool:

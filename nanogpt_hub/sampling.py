@@ -11,16 +11,23 @@ name, default, range, label, help and function from there (`SAMPLERS`).
 Shape legend:  B rows of the batch   V vocab_size
 """
 
+from __future__ import annotations
+
 import json
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from nanogpt_hub.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # `nanogpt-hub generate --help` reads the table of samplers and need not wait for it
 
 GREEDY_BELOW = 1e-5  # a temperature under this counts as 0; float32 cannot divide by much less
 LARGEST_LOGIT = 1e30  # infinite logits become this: finite in float32 under any penalty, so never inf - inf
@@ -164,12 +171,12 @@ class SamplingConfig:
         values = {name: getattr(self, name) for name in SAMPLERS}
         return {name: value for name, value in values.items() if SAMPLERS[name].is_on(value)}
 
-    def seeded(self) -> "SamplingConfig":
+    def seeded(self) -> SamplingConfig:
         """The same with a seed drawn where there was none, so that the result can be had again."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     @classmethod
-    def from_folder(cls, folder: str | Path, **overrides) -> "SamplingConfig":
+    def from_folder(cls, folder: str | Path, **overrides) -> SamplingConfig:
         """The defaults of a model folder (its generation_config.json, where it has one), single fields overridden.
 
         Raises ValueError for a file that is not a JSON object, or holds a value that is not allowed.

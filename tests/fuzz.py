@@ -192,8 +192,8 @@ class Cases:
         ]  # fmt: skip
 
     def template(self, rng: random.Random) -> None:
+        from nanogpt_hub.chat import PLAIN, ChatTemplate
         from nanogpt_hub.tokenizer import build_tokenizer
-        from train.chat import PLAIN, ChatTemplate
 
         tokenizer = build_tokenizer("byte", [])
         tokenizer.config["chat_template"] = mutate_bytes(PLAIN.encode(), rng).decode("utf-8", "replace")

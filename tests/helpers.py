@@ -1,16 +1,18 @@
 """What several test files use: tiny models in folders, texts that try to break out, the variants of the core."""
 
 import importlib.util
+import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
+from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import save_model
 from nanogpt_hub.model import GPT, PRESETS, GPTConfig
-from nanogpt_hub.tokenizer import build_tokenizer
+from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}</script>"
@@ -51,6 +53,28 @@ def import_app() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def chat_tokenizer(template: str, special: Sequence[str] = ()) -> Tokenizer:
+    """A byte tokenizer with a chat template, and more special tokens behind end-of-text."""
+    tokenizer = build_tokenizer("byte", [])
+    data = json.loads(tokenizer._json)
+    end = data["added_tokens"][-1]
+    data["added_tokens"] += [{**end, "id": tokenizer.eot_id + 1 + n, "content": text} for n, text in enumerate(special)]
+    return Tokenizer(json.dumps(data), {**tokenizer.config, "chat_template": template})
+
+
+def make_chat_model(folder: Path, seed: int = 0) -> Path:
+    """The folder of a tiny random model of bytes with the plain chat template. Its answers never end by themselves."""
+    torch.manual_seed(seed)
+    tokenizer = chat_tokenizer(PLAIN)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=16, block_size=192))
+    with torch.no_grad():  # letters are drawn, end-of-text has a logit of -160
+        model.ln_f.bias.fill_(1.0)
+        model.wte.weight[:] *= 0.3
+        model.wte.weight[97:123] += 0.5
+        model.wte.weight[tokenizer.eot_id] = -10.0
+    return save_model(folder, model, tokenizer)
 
 
 def nanogpt_tensors(args: dict) -> dict[str, torch.Tensor]:

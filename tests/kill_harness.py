@@ -273,7 +273,7 @@ class Harness:
 
         trainer.matmul_flops = lambda *_: 1e11  # measuring it, and drawing, take longer than the runs
         trainer.plot_loss = lambda metrics, out, baselines: write_atomic(out, metrics.read_bytes())
-        facts.code_commit = lambda: ""
+        facts.installed.commit = lambda: ""
         for module in (pretrain, finetune):
             parser_of(module)
         (self.place / "fox.txt").write_text(TEXT)

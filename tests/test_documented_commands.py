@@ -6,6 +6,7 @@ Commands inside the code cannot be run without what led to them, so their words 
 """
 
 import ast
+import io
 import os
 import re
 import shlex
@@ -18,10 +19,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from helpers import ROOT, write_nanogpt
+from helpers import ROOT, files_of, make_chat_model, write_nanogpt
 
 from nanogpt_hub import cli
 from train import cost, finetune, prepare, pretrain
+from train.config import make_parser
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
@@ -34,7 +36,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorte
 PAGES.remove("docs/change-the-architecture.md")
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )?(?:\S*/)?(nanogpt-hub|python|make|accelerate|bash|git|pip) |\S+\\activate")
 SET_UP = re.compile(
-    r"python -m venv|\S+activate|pip install|git "
+    r"python -m venv|\S+activate|(python -m )?pip install|git "
 )  # they need a network; a wheel has a test of its own
 
 
@@ -99,7 +101,7 @@ def workspace(tmp_path, monkeypatch, hub, trained) -> Path:
 
 
 @pytest.mark.parametrize(("page", "command"), DOCUMENTED)
-def test_documented_command(page, command, workspace, trained, monkeypatch):
+def test_documented_command(page, command, workspace, trained, hub, monkeypatch):
     assignments = re.match(r"(?:[A-Z_]+=\S+ )*", command)[0].split()
     for name, value in (assignment.split("=", 1) for assignment in assignments):
         monkeypatch.setenv(name, value)
@@ -109,7 +111,19 @@ def test_documented_command(page, command, workspace, trained, monkeypatch):
     for folder in re.findall(r"(?<!--out_dir )\bout/[\w-]+", command):
         if not (workspace / folder).exists() and not folder.endswith("/imported"):
             shutil.copytree(trained, workspace / folder)
+    if words[:2] == ["nanogpt-hub", "chat"] and len(words) > 2:
+        can_talk(words[2], hub)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n")))
     run(words)
+
+
+def can_talk(name: str, hub) -> None:
+    """In the place of a model, one that was tuned on conversations."""
+    made = make_chat_model(Path("talks"))
+    if Path(name).is_dir():
+        shutil.copytree(made, name, dirs_exist_ok=True)
+    else:
+        hub.repo(name).put(files_of(made))
 
 
 def run(words: list[str]) -> None:
@@ -163,9 +177,9 @@ def as_small(args: list[str]) -> list[str]:
         return [args[0], "--help"]
     if args[0] == "plan":
         return args
-    if args[0] == "prepare":
-        return ["prepare", *small_run(args[1:])]
-    if args[0] == "generate":
+    if args[0] in ("train", "finetune", "prepare"):
+        return [args[0], *small_run(args[1:])]
+    if args[0] in ("generate", "chat"):
         return [*args, "--max-new-tokens", "4"]
     if args[0] == "eval":
         return [*args, "--max-windows", "2"]
@@ -234,7 +248,9 @@ def printed_commands() -> Iterator[tuple[str, str]]:
 
 def flags_of_commands() -> dict[str, set[str]]:
     parsers = cli.build_parser()._subparsers._group_actions[0].choices
-    return {name: set(parser._option_string_actions) for name, parser in parsers.items()}
+    flags = {name: set(parser._option_string_actions) for name, parser in parsers.items()}
+    of_a_run = set(make_parser("", "")._option_string_actions)
+    return flags | {"train": of_a_run, "finetune": of_a_run | {"--from"}, "prepare": of_a_run | {"--from", "--workers"}}
 
 
 def test_commands_in_the_code_exist():
@@ -246,6 +262,6 @@ def test_commands_in_the_code_exist():
         flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", rest)
         if command not in known:
             wrong.append(f"{place}: {command}")
-        elif command != "prepare":
+        elif command != "app":
             wrong += [f"{place}: {command} {flag}" for flag in flags if flag not in known[command]]
     assert not wrong

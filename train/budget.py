@@ -21,11 +21,11 @@ from accelerate import PartialState
 from jsonargparse import Namespace
 
 from nanogpt_hub.evaluate import BATCH_TOKENS
-from nanogpt_hub.generate import generate
-from train.config import TrainConfig
-from train.hardware import synchronize
-from train.loss import summed_loss
-from train.trainer import Trainer
+
+from .config import TrainConfig
+from .hardware import synchronize
+from .loss import summed_loss
+from .trainer import Trainer
 
 WARM_UP, TIMED_SECONDS, TIMED_STEPS = 2, 3.0, (3, 20)  # steps before the timed ones; how long and how many those are
 SAMPLE_TOKENS = 16  # of a sample, timed for all of them
@@ -162,12 +162,7 @@ def timed_evaluation(trainer: Trainer) -> float:
     wanted = trainer.config.eval.sample_tokens
     if wanted and trainer.accelerator.is_main_process:
         few = min(wanted, SAMPLE_TOKENS)
-        sampling = replace(trainer.sampling, max_new_tokens=few)
-        seconds += (
-            seconds_of(lambda: generate(gpt, trainer.tokenizer, trainer.prompt, sampling, engine="torch"))
-            * wanted
-            / few
-        )
+        seconds += seconds_of(lambda: trainer.sampler.text(gpt, few)) * wanted / few
     return agreed(trainer, seconds)
 
 

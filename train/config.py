@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass, replac
 from pathlib import Path
 from typing import Literal, get_args
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from nanogpt_hub.model import PRESETS, SIZES, GPTConfig
+
+from .typed import Parser, kinds
 
 
 def comments_as_help(cls: type, source: type | None = None) -> type:
@@ -238,11 +240,15 @@ def check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def make_parser(prog: str, description: str) -> ArgumentParser:
-    """The command line of a trainer: all of TrainConfig, --config, --resume and --overwrite."""
-    usage = f"python -m {prog} [CONFIG.yaml] [--option value ...]"
-    parser = ArgumentParser(prog=prog, usage=usage, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a YAML file; may also be given first, without --config")
+def make_parser(prog: str, description: str) -> Parser:
+    """The command line of a trainer: all of TrainConfig, --config, --resume and --overwrite. prog: as it is typed."""
+    usage = f"{prog} [CONFIG] [--option value ...]"
+    parser = Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
+    parser.kinds = kinds(TrainConfig)
+    parser.add_argument(
+        "--config", action="config",
+        help="a YAML file, or one that comes along by its name (quickstart); may be given first, without --config",
+    )  # fmt: skip
     parser.add_argument(
         "--resume", nargs="?", const="must", default="auto", type=str,
         help="continue exactly where the run's folder stopped (an interrupted run is continued without it, too), or, "
@@ -254,20 +260,21 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
-def parse(parser: ArgumentParser, argv: list[str] | None = None) -> tuple[TrainConfig, Namespace]:
+def parse(parser: Parser, argv: list[str] | None = None) -> tuple[TrainConfig, Namespace]:
     """The checked config, its out_dir filled in, and all that was parsed. Exits with a sentence when one is off.
 
     A flag --max_steps wins over `minutes` of a YAML, as flags do; both as flags are refused.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv.insert(0, "--config")
     parsed = parser.parse_args(argv)
     flags = {arg.partition("=")[0] for arg in argv}
     if flags >= {"--max_steps", "--minutes"} and parsed.minutes:
         parser.error("--max_steps and --minutes are two answers to one question; give one of them")
     if "--max_steps" in flags:
         parsed.minutes = 0.0
+    for name in {name.partition(".")[0] for name in parser.kinds if "." in name}:
+        if not isinstance(parsed[name], Namespace):
+            parser.error(f"{name} is {parsed[name]!r}; it is a group of settings: the lines below it, further in")
     try:
         made = parser.instantiate_classes(parsed)
         config = TrainConfig(**{f.name: made[f.name] for f in fields(TrainConfig)})

@@ -18,11 +18,13 @@ from jsonargparse import Namespace
 
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
-from train.config import TrainConfig, make_parser, parse
-from train.hardware import choose_device, choose_precision, flops_per_token, matmul_flops, memory_bytes, training_bytes
-from train.plan import count_parameters
-from train.report import size
 
+from .config import TrainConfig, make_parser, parse
+from .hardware import choose_device, choose_precision, flops_per_token, matmul_flops, memory_bytes, training_bytes
+from .plan import count_parameters
+from .report import size
+
+PROG = f"python -m {__package__}.cost"  # as it is typed; `nanogpt-hub` gives its own
 MFU = 0.4  # of a GPU, where none is given: what well-tuned runs of this size reach
 MFU_HERE = 0.5  # of the measured matrix rate, where the run is on this machine
 TOKENS_PER_PARAMETER = 20  # compute-optimal (arXiv:2203.15556)
@@ -158,9 +160,9 @@ def lines(cost: Cost, mfu: float, price: float) -> Iterator[str]:
         yield f"price        {hours * cost.devices * price:,.2f} at {price:,.2f} per device and hour"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """The command: returns its exit status, with a sentence on standard error where it is not 0."""
-    parser = make_parser("train.cost", "What a run will cost: memory, tokens, time, price.")
+    parser = make_parser(prog, "What a run will cost: memory, tokens, time, price.")
     parser.add_argument("--devices", default="here", help=f"as in 8xH100: one of {', '.join(DEVICES)}, or here")
     parser.add_argument("--mfu", type=float, default=0.0, help="part of the device's matrix rate; 0 takes the usual")
     parser.add_argument("--price", type=float, default=0.0, help="what one device costs in an hour")

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer
-from train.shards import Corpus, TokenRange
-from train.tokenizing import Tokenizing
+
+from .shards import Corpus, TokenRange
+from .tokenizing import Tokenizing
 
 SMALL_TOKENS = 2**24  # a longer text is a stream: it is tokenised in seconds up to here
 FIRST_GROUP, MAX_DOUBLINGS = 2**23, 5  # tokens that the first group of a stream holds; how often that doubles
@@ -308,6 +309,7 @@ class Data:
     facts: dict  # about the text, for the model card
     identity: dict  # what must be the same when a run goes on
     tokenizing: list[Tokenizing] = field(default_factory=list)  # processes that prepare more of it
+    question: list[dict] = field(default_factory=list)  # of conversations: messages before an answer, to sample one
 
     def close(self) -> None:
         """Ends what works beside the training; what is tokenised stays."""

@@ -1,22 +1,21 @@
 """What a run knows of itself, for the model card and run.json: nothing private, nothing that was not measured."""
 
 import importlib.metadata
-import os
 import platform
 import shlex
-import subprocess
-from pathlib import Path
 from typing import Any
 
+from nanogpt_hub import installed
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.hub.private import NOT_OTHERS, public_name
 from nanogpt_hub.tokenizer import Tokenizer
-from train.config import TrainConfig, as_settings
-from train.data import Data
-from train.hardware import device_name
-from train.optim import OPTIMIZERS
-from train.report import FLOOR, UNIGRAM
+
+from .config import TrainConfig, as_settings
+from .data import Data
+from .hardware import device_name
+from .optim import OPTIMIZERS
+from .report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
@@ -34,7 +33,7 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
         },
     }
     facts |= {name: value for name in ("license", "language") if (value := getattr(config.hub, name))}
-    if commit := code_commit():
+    if commit := installed.commit():
         facts["training"]["commit"] = commit
     if base is not None:
         facts["base_model"] = base
@@ -85,7 +84,6 @@ def flat(nested: dict, prefix: str = "") -> dict:
 def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
-    sampling = trainer.sampling
     training = {
         "steps": p.step,
         "tokens": p.tokens,
@@ -112,8 +110,11 @@ def progress_facts(trainer) -> RunFacts:
     if "base_model" in trainer.facts:
         facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
-        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "seed": sampling.seed}
-        facts["sample"] = {"prompt": trainer.prompt, "text": trainer.sample, "settings": settings}
+        used = trainer.sampler.settings
+        settings = {"temperature": used.temperature, "top_k": used.top_k, "seed": used.seed}
+        facts["sample"] = {"prompt": trainer.sampler.prompt, "text": trainer.sample, "settings": settings}
+        if trainer.sampler.question:
+            facts["sample"]["question"] = trainer.sampler.question
     return facts
 
 
@@ -127,7 +128,7 @@ def merged(first: dict, second: dict) -> dict:
 
 def command_line(prog: str, argv: list[str]) -> str:
     """The command that starts the same run: without private paths, and without what is the user's own."""
-    words, skip = [], False
+    words, skip, named = [], False, installed.config_names()
     for word in argv:
         option, equals, value = word.partition("=")
         if word.startswith("--"):
@@ -137,17 +138,5 @@ def command_line(prog: str, argv: list[str]) -> str:
         if word.startswith("--") and equals:
             words.append(f"{option}={public_name(value)}")
         else:
-            words.append(word if word.startswith("configs/") else public_name(word))
-    return shlex.join(["python", "-m", prog, *words])
-
-
-def code_commit() -> str:
-    """The commit of this code, if it is a checkout; empty where it is not or git is not there."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+            words.append(word if word.startswith("configs/") or word in named else public_name(word))
+    return shlex.join([*prog.split(), *words])

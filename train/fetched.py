@@ -156,7 +156,7 @@ def command(parser: ArgumentParser, argv: list[str], missing: list[str], setting
     Names inside of a source (a column, a split) are filled in; what is read from this disk or the Hub never is, or a
     stranger could have it copied into a terminal.
     """
-    words = ["python", "-m", parser.prog, *argv]
+    words = [*parser.prog.split(), *argv]
     for name in missing:
         value = str(settings.get(name))
         if name in ("from", "data.source", "data.val_source") or not PLAIN_WORD.fullmatch(value):

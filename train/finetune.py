@@ -5,6 +5,8 @@
     python -m train.finetune --from user/name@v1 --data.source chats.jsonl --data.format messages --lora.rank 8
     python -m train.finetune configs/finetune_lora.yaml --from openai-community/gpt2
 
+(`nanogpt-hub finetune` is the same, outside of a checkout too.)
+
 --from takes a model folder or the name of a repo on the Hub, ours or anybody's of the families that this project reads
 (GPT-2, GPT-NeoX and Pythia, Llama, nanochat). Weights, tokenizer and shape come from there; optimizer, schedule and
 counters start anew. (To continue an interrupted run instead, give its command again.) The loss before the first step
@@ -12,7 +14,7 @@ is printed first, the change last.
 
 data.format tells what the data is. `text` is learned as a whole. Rows with a `prompt` and a `completion`, and rows of
 `messages`, are learned only where the model is to answer; how they become tokens is told in train/rows.py and
-train/chat.py. --lora.rank trains small adapters beside the frozen weights; the saved models have them merged.
+nanogpt_hub/chat.py. --lora.rank trains small adapters beside the frozen weights; the saved models have them merged.
 """
 
 import sys
@@ -20,18 +22,20 @@ from dataclasses import replace
 
 from jsonargparse import Namespace
 
+from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
-from train.chat import PLAIN
-from train.config import TrainConfig, make_parser
-from train.lora import add_adapters, check_peft
-from train.plan import check_fits
-from train.rows import RowSource
-from train.run import Start
-from train.run import main as run_main
 
+from .config import TrainConfig, make_parser
+from .lora import add_adapters, check_peft
+from .plan import check_fits
+from .rows import RowSource
+from .run import Start
+from .run import main as run_main
+
+PROG = f"python -m {__package__}.finetune"  # as it is typed; `nanogpt-hub` gives its own
 # Gentler than from scratch: the weights are already where most of the work has brought them.
 DEFAULTS = {
     "data.tokenizer": "",
@@ -104,8 +108,8 @@ def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = No
     return shorter
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = make_parser("train.finetune", "Fine-tunes a model on text, or on prompts with their answers.")
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    parser = make_parser(prog, "Fine-tunes a model on text, or on prompts with their answers.")
     parser.add_argument("--from", default="", help="the model to start from: a folder, or user/name[@revision]")
     parser.add_argument(
         "--any_core", "--any-core", action="store_true", help="start from weights of another model.py than this one"

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from nanogpt_hub.checkpoint import read_header, read_json, weight_files
 from nanogpt_hub.files import remove_leftovers
 from nanogpt_hub.tokenizer import Tokenizer
-from train.report import size
-from train.state import PREVIOUS, STATE, find_whole
+
+from .report import size
+from .state import PREVIOUS, STATE, find_whole
 
 LOCK = ".lock"
 OUTPUTS = ("best", "last", "state", "samples")  # of a run, beside its single files

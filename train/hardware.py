@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from nanogpt_hub.model import GPTConfig
-from train.attention import SHORT
-from train.loss import count_chunks
+
+from .attention import SHORT
+from .loss import count_chunks
 
 WIDE = 128  # n_embd from which on a CPU that is fast at bf16 gains more by it than it loses by the conversions
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -14,8 +14,9 @@ from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source, cache_root
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
-from train.config import DataConfig, TrainConfig
-from train.data import (
+
+from .config import DataConfig, TrainConfig
+from .data import (
     FIRST_GROUP,
     SMALL_TOKENS,
     Batches,
@@ -25,10 +26,10 @@ from train.data import (
     summary,
     unigram_loss,
 )
-from train.report import EVEN, FLOOR, UNIGRAM
-from train.rows import RowSource, load_rows, open_rows_of
-from train.shards import Corpus, TokenRange, corpus_folder
-from train.tokenizing import SourceChoice, Tokenizing, wait_for
+from .report import EVEN, FLOOR, UNIGRAM
+from .rows import RowSource, load_rows, open_rows_of
+from .shards import Corpus, TokenRange, corpus_folder
+from .tokenizing import SourceChoice, Tokenizing, wait_for
 
 TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json|chat_template\.jinja")
 

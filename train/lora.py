@@ -11,14 +11,16 @@ import importlib.util
 import torch
 
 from nanogpt_hub.families import empty_model
+from nanogpt_hub.installed import pip_line
 from nanogpt_hub.model import GPT
-from train.config import LoraConfig
+
+from .config import LoraConfig
 
 
 def check_peft() -> None:
     """Raises ValueError where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("lora.rank needs the peft library: run `pip install peft`, or set it to 0")
+        raise ValueError(f"lora.rank needs the peft library: run `{pip_line(['peft'])}`, or set it to 0")
 
 
 def add_adapters(gpt: GPT, config: LoraConfig, seed: int) -> None:

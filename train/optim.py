@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from nanogpt_hub.model import GPT
-from train.config import OptimConfig
-from train.hardware import has_fast_bf16
+
+from .config import OptimConfig
+from .hardware import has_fast_bf16
 
 OPTIMIZERS = {  # what cards say of a run's optimizer
     "adamw": "AdamW",

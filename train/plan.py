@@ -7,10 +7,11 @@ import torch
 
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT, GPTConfig
-from train.config import TrainConfig
-from train.folder import OUTPUTS, free_bytes
-from train.hardware import choose_device, choose_precision, local_world_size, memory_bytes, training_bytes
-from train.report import size
+
+from .config import TrainConfig
+from .folder import OUTPUTS, free_bytes
+from .hardware import choose_device, choose_precision, local_world_size, memory_bytes, training_bytes
+from .report import size
 
 ENORMOUS = 2**62  # parameters, where their number cannot be computed
 

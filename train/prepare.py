@@ -16,15 +16,18 @@ from jsonargparse import Namespace
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
-from train.config import TrainConfig, make_parser, parse
-from train.data import whole_lines
-from train.loading import TOKENIZER_FILES, cache_folder, cached_tokenizer, text_choice, validation_choice
-from train.shards import prepare
+
+from .config import TrainConfig, make_parser, parse
+from .data import whole_lines
+from .loading import TOKENIZER_FILES, cache_folder, cached_tokenizer, text_choice, validation_choice
+from .shards import prepare
+
+PROG = f"python -m {__package__}.prepare"  # as it is typed; `nanogpt-hub` gives its own
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """The command: returns its exit status, with a sentence on standard error where it is not 0."""
-    parser = make_parser("train.prepare", "Tokenises the text of a run ahead of it.")
+    parser = make_parser(prog, "Tokenises the text of a run ahead of it.")
     parser.add_argument("--from", default="", help="of a fine-tune: the model whose tokenizer counts")
     parser.add_argument("--workers", type=int, default=0, help="processes that encode; 0: as many as data.workers says")
     config, parsed = parse(parser, argv)

@@ -4,7 +4,8 @@
     python -m train.pretrain --data.source my.txt --model.n_layer 6 --max_steps 1000
     torchrun --nproc_per_node 2 -m train.pretrain configs/shakespeare_char.yaml     (or: accelerate launch -m ...)
 
-The same command again continues a run that was interrupted. `--help` lists every setting.
+(`nanogpt-hub train` is the same, outside of a checkout too.) The same command again continues a run that was
+interrupted. `--help` lists every setting.
 """
 
 import sys
@@ -14,19 +15,26 @@ from jsonargparse import Namespace
 
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
-from train.config import TrainConfig, make_parser
-from train.loading import cached_tokenizer
-from train.plan import check_fits
-from train.run import Start
-from train.run import main as run_main
+
+from .config import TrainConfig, make_parser
+from .loading import cached_tokenizer
+from .plan import check_fits
+from .run import Start
+from .run import main as run_main
+
+PROG = f"python -m {__package__}.pretrain"  # as it is typed; `nanogpt-hub` gives its own
 
 
 def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
     """A freshly initialised model for the text's tokenizer. Raises ValueError for what only a fine-tune can do."""
     if config.lora.rank:
-        raise ValueError("lora.rank belongs to train.finetune: adapters need weights that have learned something")
+        raise ValueError(
+            "lora.rank is for fine-tuning (nanogpt-hub finetune): adapters need weights that have learned something"
+        )
     if config.data.format != "text":
-        raise ValueError(f"data.format {config.data.format} belongs to train.finetune; pre-training learns from text")
+        raise ValueError(
+            f"data.format {config.data.format} is for fine-tuning (nanogpt-hub finetune); pre-training learns from text"
+        )
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
     check_fits(config, gpt_config)
@@ -34,8 +42,8 @@ def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
     return Start(GPT(gpt_config), tokenizer)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = make_parser("train.pretrain", "Trains a GPT from scratch on text.")
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    parser = make_parser(prog, "Trains a GPT from scratch on text.")
     return run_main(parser, start, argv)
 
 

@@ -11,7 +11,8 @@ completion   {"prompt": "2 + 2 =", "completion": " 4"}: the ids of the prompt as
              completion, end-of-text. Nothing is put in between, so the white space that belongs there must be in one of
              the two: best at the head of the completion, because the usual vocabularies join a space to what follows.
 messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}: written by
-             the tokenizer's chat template, or a plain one (see chat.py); what the assistant says is learned.
+             the tokenizer's chat template, or a plain one (nanogpt_hub/chat.py); what the assistant says is learned.
+             {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."} is read as well.
 
 A row longer than the context loses the beginning of its prompt; an answer that is longer by itself loses its end.
 """
@@ -20,7 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nanogpt_hub.chat import ASSISTANT, SYSTEM, USER, ChatTemplate, Encoded, Messages, message
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.formats import (
     ROW_FORMATS,
@@ -44,14 +46,18 @@ from nanogpt_hub.formats import (
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer
-from train.chat import ChatTemplate, Encoded
-from train.config import DataConfig, TrainConfig
-from train.data import ALL, Data, Order, unigram_loss
-from train.report import EVEN, UNIGRAM
+
+from .config import DataConfig, TrainConfig
+from .data import ALL, Data, Order, unigram_loss
+from .report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
 PARQUET_ROWS = 64  # unfolded together
 SHOWN = 200  # characters of the first row
+SPEAKERS = {  # the `from` of a message, and the role that it means
+    "system": SYSTEM, "human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "chatgpt": ASSISTANT,
+    "model": ASSISTANT, "bot": ASSISTANT, "function_call": ASSISTANT, "observation": "tool", "tool": "tool",
+}  # fmt: skip
 
 Encode = Callable[[list[tuple[str, dict]]], Iterable[Encoded]]  # rows, each with the words that say where it stands
 
@@ -156,24 +162,43 @@ def completions(prompt: str, completion: str, tokenizer: Tokenizer) -> Encode:
     return encode
 
 
-def conversations(column: str, tokenizer: Tokenizer) -> Encode:
+class Conversations:
     """Encodes rows with a column of messages, by the tokenizer's chat template."""
-    template = ChatTemplate(tokenizer)
 
-    def messages(row: dict, where: str) -> list[dict]:
-        value = cell(row, column, where) or []
-        if not isinstance(value, list) or not all(is_message(message) for message in value):
-            raise SourceError(f"{where}: column {column!r} must hold a list of {{role, content}}, both of them text")
+    def __init__(self, column: str, tokenizer: Tokenizer):
+        self.column, self.template = column, ChatTemplate(tokenizer)
+        self.question: Messages = []  # of the last conversation that was read: all before its first answer
+
+    def __call__(self, rows: list[tuple[str, dict]]) -> Iterable[Encoded]:
+        read = [messages_of(row, self.column, where) for where, row in rows]
+        for messages in read:
+            before = list(takewhile(lambda each: each["role"] != ASSISTANT, messages))
+            self.question = before if 0 < len(before) < len(messages) else self.question
+        return self.template.encode(read)
+
+
+def messages_of(row: dict, column: str, where: str) -> Messages:
+    """The conversation of a row. SourceError where it is none."""
+    value = cell(row, column, where) or []
+    found = [as_message(each, where) for each in value] if isinstance(value, list) else [None]
+    if None in found:
+        raise SourceError(
+            f"{where}: column {column!r} must hold a list of {{role, content}}, or of {{from, value}}, all of them text"
+        )
+    return found
+
+
+def as_message(value: object, where: str) -> dict | None:
+    """A message as templates know it; None for what is none. SourceError for a speaker that is not known."""
+    if not isinstance(value, dict):
+        return None
+    if all(isinstance(value.get(key), str) for key in ("role", "content")):
         return value
-
-    def encode(rows: list[tuple[str, dict]]) -> Iterable[Encoded]:
-        return template.encode([messages(row, where) for where, row in rows])
-
-    return encode
-
-
-def is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    if not all(isinstance(value.get(key), str) for key in ("from", "value")):
+        return None
+    if value["from"].lower() not in SPEAKERS:
+        raise SourceError(f"{where}: a message is from {value['from']!r}; known are {', '.join(SPEAKERS)}")
+    return message(SPEAKERS[value["from"].lower()], value["value"])
 
 
 class TokenRows:
@@ -356,6 +381,7 @@ def load_rows(
             "val_tokens": val.n_targets,
         },
         identity={"data": source.name, "train_tokens": train.n_targets},
+        question=encode.question if isinstance(encode, Conversations) else [],
     )  # fmt: skip
     return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
 
@@ -364,7 +390,7 @@ def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:
     """Encodes rows of the config's format."""
     if config.format == "completion":
         return completions(config.prompt_column, config.completion_column, tokenizer)
-    return conversations(config.messages_column, tokenizer)
+    return Conversations(config.messages_column, tokenizer)
 
 
 def open_rows_of(config: DataConfig) -> RowSource:

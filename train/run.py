@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,23 +17,26 @@ from nanogpt_hub.core import CORE_FILE, faults, running_core
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
+from nanogpt_hub.installed import command as hub_command
+from nanogpt_hub.installed import joined, pip_line, shown
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
-from train.budget import fix_steps, keep_recorded_steps, with_steps
-from train.config import TrainConfig, parse
-from train.data import Data
-from train.facts import change_line, command_line, flat, lasting_facts
-from train.fetched import check_own, cleaner
-from train.folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
-from train.hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
-from train.loading import load_data, open_source_of
-from train.plan import check_disk, memory_line
-from train.report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
-from train.sharing import Sharing
-from train.state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
-from train.tokenizing import wait_for
-from train.trainer import Trainer
+
+from .budget import fix_steps, keep_recorded_steps, with_steps
+from .config import TrainConfig, parse
+from .data import Data
+from .facts import change_line, command_line, flat, lasting_facts
+from .fetched import check_own, cleaner
+from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
+from .hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
+from .loading import load_data, open_source_of
+from .plan import check_disk, memory_line
+from .report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
+from .sharing import Sharing
+from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from .tokenizing import wait_for
+from .trainer import Trainer
 
 NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
 
@@ -210,7 +212,7 @@ def join_processes(config: TrainConfig) -> PartialState:
         raise ValueError("this trainer keeps the whole model on each device; launch without FSDP")
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"tracker {missing[0]} is not installed; run `pip install {missing[0]}` or leave it out")
+        raise ValueError(f"tracker {missing[0]} is not installed; run `{pip_line(missing[:1])}` or leave it out")
     device = choose_device(config.device)
     check_precision(config.precision, device)
     return PartialState(cpu=device == "cpu")
@@ -331,18 +333,20 @@ def closing_lines(trainer: Trainer) -> list[str]:
         )  # fmt: skip
         return [f"{why}. {best} holds the model as it was before the first step"]
     quality = describe_loss(p.best_loss, trainer.data.bytes_per_token)
-    prompt = f" --prompt {shlex.quote(trainer.prompt)}" if trainer.prompt.strip() else ""
     floor = trainer.data.baselines.get(FLOOR)
     above = f"; {p.best_loss - floor:.4f} above the entropy of the text, {floor:.4f}" if floor else ""
     return [
         f"validation loss: {p.first_loss:.4f} before the first step, {p.best_loss:.4f} at its best "
         f"({p.best_loss - p.first_loss:+.4f}){above}",
         f"best model: {best} (validation {quality}); loss curve: {trainer.out / 'loss.png'}",
-        f"sample from it: {python_command()} -m nanogpt_hub generate {best}{prompt}",
+        try_it(trainer, best),
     ]
 
 
-def python_command() -> str:
-    """This interpreter as one would type it here."""
-    python, here = Path(sys.executable), Path.cwd()
-    return python.relative_to(here).as_posix() if python.is_relative_to(here) else "python"
+def try_it(trainer: Trainer, best: Path) -> str:
+    """The command that shows what the model can do now: a chat where it was tuned on conversations."""
+    sampler = trainer.sampler
+    if sampler.question:
+        return f"talk to it: {hub_command()} chat {shown(best)}"
+    prompt = f" --prompt {joined([sampler.prompt])}" if sampler.prompt.strip() else ""
+    return f"sample from it: {hub_command()} generate {shown(best)}{prompt}"

@@ -38,7 +38,8 @@ from tqdm import tqdm
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.sources import Reading, Source, cache_root
 from nanogpt_hub.tokenizer import Tokenizer
-from train.children import end_with_parent
+
+from .children import end_with_parent
 
 HEADER, LINES, MANIFEST = "corpus.json", "shards.jsonl", "manifest.json"
 FORMAT = 2  # of the folder; a change makes a new cache entry
@@ -156,7 +157,7 @@ def _encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Pieces, b
         return
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["train.shards"])  # what takes seconds is imported once
+        context.set_forkserver_preload([__name__])  # what takes seconds is imported once
     with ProcessPoolExecutor(workers, context, _start_worker, tokenizer.__reduce__()[1]) as pool:
 
         def submit(pieces: Pieces, starts: bool) -> Callable[[], np.ndarray]:

@@ -16,7 +16,8 @@ from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.hub.publish import preflight, verify
 from nanogpt_hub.hub.resolve import HubError
 from nanogpt_hub.hub.static import create_static_space
-from train.config import HubConfig
+
+from .config import HubConfig
 
 
 class Sharing:

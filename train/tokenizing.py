@@ -20,8 +20,9 @@ from nanogpt_hub.duplicates import without_duplicates
 from nanogpt_hub.mixture import mix
 from nanogpt_hub.sources import Source, open_source
 from nanogpt_hub.tokenizer import Tokenizer
-from train.children import end_with_parent
-from train.shards import LINES, corpus_folder, prepare
+
+from .children import end_with_parent
+from .shards import LINES, corpus_folder, prepare
 
 IN_PROCESS_BYTES = 2**24  # a smaller source is tokenised by the training process itself, before a new one would start
 RESTARTS = 3  # of a process that was killed before it had another shard ready
@@ -97,7 +98,7 @@ class Tokenizing:
             job.write(self.job)
             job.seek(0)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "train.tokenizing"], stdin=job, stdout=subprocess.PIPE, text=True,
+                [sys.executable, "-m", f"{__package__}.tokenizing"], stdin=job, stdout=subprocess.PIPE, text=True,
                 encoding="utf-8", start_new_session=True, env=environment,
             )  # fmt: skip
 

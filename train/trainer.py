@@ -30,17 +30,16 @@ from nanogpt_hub.checkpoint import clean_state, load_model, save_model
 from nanogpt_hub.core import running_core
 from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.files import write_atomic
-from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT
-from nanogpt_hub.sampling import SamplingConfig
-from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError
-from train.attention import use_short_attention
-from train.config import TrainConfig
-from train.data import Data
-from train.facts import changes_between, merged, progress_facts, settings_now
-from train.folder import TrainingError, check_best, disk_errors, what_is_safe
-from train.hardware import (
+from nanogpt_hub.tokenizer import Tokenizer
+
+from .attention import use_short_attention
+from .config import TrainConfig
+from .data import Data
+from .facts import changes_between, merged, progress_facts, settings_now
+from .folder import TrainingError, check_best, disk_errors, what_is_safe
+from .hardware import (
     flops_per_token,
     is_out_of_memory,
     keep_freed_memory,
@@ -48,14 +47,15 @@ from train.hardware import (
     memory_bytes,
     seed_dropout,
 )
-from train.lora import without_adapters
-from train.loss import count_targets, recompute_blocks, summed_loss
-from train.optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
-from train.plan import bytes_needed, micro_batch_size, save_bytes
-from train.report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
-from train.sharing import Sharing
-from train.state import COUNTERS, StateError, load_tensors, save_state
-from train.tokenizing import wait_for
+from .lora import without_adapters
+from .loss import count_targets, recompute_blocks, summed_loss
+from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
+from .plan import bytes_needed, micro_batch_size, save_bytes
+from .report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
+from .sample import Sample
+from .sharing import Sharing
+from .state import COUNTERS, StateError, load_tensors, save_state
+from .tokenizing import wait_for
 
 
 @dataclass
@@ -162,9 +162,7 @@ class Trainer:
         self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
         self.flops = flops_per_token(gpt.config, gpt.num_params(embeddings=gpt.config.tie_word_embeddings))
-        self.prompt, self.sample = usable_prompt(config.eval.prompt, tokenizer, data.val[0]), ""
-        e = config.eval
-        self.sampling = SamplingConfig(e.sample_tokens or 1, temperature=e.temperature, top_k=e.top_k, seed=config.seed)
+        self.sampler, self.sample = Sample(config.eval, gpt, tokenizer, data, config.seed), ""
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -326,7 +324,7 @@ class Trainer:
             total += torch.tensor([float(loss), count_targets(targets)], dtype=torch.float64)
         loss_sum, count = self._sum(total).tolist()
         if self.accelerator.is_main_process and self.config.eval.sample_tokens:
-            self._write_sample()
+            self.sample = self.sampler.write(self.out / "samples", self.progress.step, self.gpt)
         self._judge(loss_sum / count)
         return loss_sum / count
 
@@ -352,14 +350,6 @@ class Trainer:
             facts = self.save()
             if self.sharing:
                 self.sharing.step(self.progress.step, self.gpt, facts)
-
-    def _write_sample(self) -> None:
-        # By PyTorch, so that a sample does not depend on when compiled code was ready: a resumed run writes the same.
-        self.sample = generate(self.gpt, self.tokenizer, self.prompt, self.sampling, engine="torch").text
-        folder = self.out / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / sample_name(self.progress.step)
-        path.write_text(self.prompt + self.sample, encoding="utf-8", newline="")
 
     def _log(self, bar: tqdm, row: dict) -> None:
         p = self.progress
@@ -389,7 +379,7 @@ class Trainer:
             line += f"  epoch {row['epochs']:.2f}" if "epochs" in row else ""
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
         if self.config.eval.sample_tokens:
-            line += "\n    | " + (self.prompt + self.sample)[:240].replace("\n", "\n    | ")
+            line += "\n    | " + (self.sampler.prompt + self.sample)[:240].replace("\n", "\n    | ")
         return line
 
     def _bar(self) -> tqdm:
@@ -483,9 +473,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.progress, self.recent = Progress(**{key: facts[key] for key in COUNTERS}), facts.get("recent", [])
         self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
-        sample = self.out / "samples" / sample_name(self.progress.evaluated_step)
-        if sample.is_file():
-            self.sample = sample.read_bytes().decode("utf-8", "replace").removeprefix(self.prompt)
+        self.sample = self.sampler.read(self.out / "samples", self.progress.evaluated_step)
         self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
         if not (self.out / "best").exists():
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
@@ -560,20 +548,6 @@ class Trainer:
                 return  # the first step will find a micro-batch that fits
             torch.compiler.set_stance("force_eager")
             self.say(f"torch.compile does not work here ({type(error).__name__}); going on without it")
-
-
-def sample_name(step: int) -> str:
-    return f"step-{step:06d}.txt"
-
-
-def usable_prompt(prompt: str, tokenizer: Tokenizer, val_idx: Tensor) -> str:
-    """The prompt, or where the tokenizer cannot write it, the first character of the validation text."""
-    try:
-        if tokenizer.encode(prompt):
-            return prompt
-    except UnknownCharacterError:
-        pass
-    return tokenizer.decode(val_idx[0].tolist())[:1]
 
 
 def fixed_settings(trainer: Trainer) -> dict:

@@ -29,13 +29,13 @@ from types import ModuleType
 import torch
 
 from nanogpt_hub.core import running_core
+from nanogpt_hub.engine import ENGINES
 from nanogpt_hub.engine.check import first_difference, pieces_for
 from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure
 from nanogpt_hub.model import GPT, KVCache
 
 logger = logging.getLogger("nanogpt_hub.engine")
 
-ENGINES = ("auto", "plain", "torch", "numba")
 VARIABLE = "NANOGPT_HUB_ENGINE"
 
 

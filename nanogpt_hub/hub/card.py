@@ -23,6 +23,7 @@ from nanogpt_hub.families import FAMILIES, empty_model
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
+from nanogpt_hub.installed import public_source
 from nanogpt_hub.tokenizer import Tokenizer
 
 OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
@@ -83,6 +84,7 @@ class SampleFacts(TypedDict, total=False):
 
     prompt: str
     text: str  # what followed the prompt
+    question: list  # of a chat model: the messages behind the prompt
     settings: dict  # temperature, top_k, seed, ...
 
 
@@ -220,18 +222,19 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
     along: the files that go along, by their path in the repo.
     """
     curve = "## Loss\n\n![Training and validation loss over the steps](training/loss.png)"
+    source = public_source() if on_hub else ""
     sections = [
         f"# {one_line(title)}\n\n{summary(facts)}",
         page_section(facts.get("page", "")),
         sample_section(facts.get("sample", {})),
-        usage_section(facts, name, on_hub),
+        usage_section(facts, name, on_hub, source),
         curve if "training/loss.png" in along else "",
         evaluation_section(facts),
         section("Data", data_rows(facts)),
         section("Model", model_rows(facts)),
         section("Training", training_rows(facts)),
         settings_section(facts.get("training", {}).get("hyperparameters", {})),
-        command_section(facts, name if on_hub and "training/config.yaml" in along else ""),
+        command_section(facts, name if on_hub and "training/config.yaml" in along else "", source),
         limits_section(facts),
     ]
     return "\n\n".join(part for part in sections if part)
@@ -240,7 +243,8 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
 def summary(facts: RunFacts) -> str:
     """What it is, in a sentence or two."""
     config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
-    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters that continues text"
+    does = "that was tuned on conversations" if facts.get("chat") else "that continues text"
+    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters {does}"
     base = facts.get("base_model", {}).get("id")
     if base:
         text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
@@ -266,6 +270,7 @@ def sample_section(sample: SampleFacts) -> str:
     prompt, text = sample.get("prompt", ""), sample["text"]
     settings = ", ".join(f"{key} {value}" for key, value in sample.get("settings", {}).items() if value is not None)
     intro = f"Prompt: {code(prompt)}." if prompt.strip() else "Without a prompt."
+    intro = "A question, as the chat template writes it, and the answer." if sample.get("question") else intro
     written = text if text.startswith(prompt) else prompt + text
     intro += f" Settings: {one_line(settings)}." if settings else ""
     return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}"
@@ -362,29 +367,26 @@ def evaluation_section(facts: RunFacts) -> str:
     return "\n".join(["## Evaluation\n", *lines, "", note])
 
 
-def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
+def usage_section(facts: RunFacts, name: str, on_hub: bool, source: str) -> str:
     """How to load it here, in Transformers where a stock family has its shape, and in a Space."""
     prompt = facts.get("sample", {}).get("prompt") or "\n"
-    ours = (
+    messages = example_messages(facts)
+    ours = chat_example(name, messages) if facts.get("chat") else (
         "from nanogpt_hub import from_pretrained, generate\n\n"
         f'model, tokenizer = from_pretrained("{name}")\n'
         f"print(generate(model, tokenizer, {prompt!r}, temperature=0.8).text)"
-    )
+    )  # fmt: skip
     theirs = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        f"{chat_lines() if facts.get('chat') else prompt_line(prompt)}"
+        f"{chat_lines(messages) if facts.get('chat') else prompt_line(prompt)}"
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=200)[0]))"
     )
     stock = facts["model"].get("family") in FAMILIES
-    parts = ["## How to use it", "With `nanogpt_hub` (`pip install nanogpt-hub`):", fenced(ours, "python")]
-    if facts["model"].get("core"):
-        parts[1] = (
-            f"With `nanogpt_hub`, in a checkout of which `nanogpt_hub/model.py` is this model's `{CORE_FILE}`: that of "
-            "the project computes something else. It is code that will run on your machine: read it first."
-        )
+    parts = ["## How to use it", *install_lines(facts, source), fenced(ours, "python")]
     oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
+    parts += ["or in a terminal:", fenced(f"nanogpt-hub chat {name}", "sh")] if facts.get("chat") else []
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
         command = f"nanogpt-hub space {name.split('/')[0]}/demo --model {name}"
@@ -394,13 +396,50 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool) -> str:
     return "\n\n".join(parts)
 
 
+def install_lines(facts: RunFacts, source: str) -> list[str]:
+    """How to get the code. source: what pip installs it from, anywhere; empty where nothing public has it.
+
+    Never by a bare name: what a package index has under it may be anybody's.
+    """
+    address, _, sha = source.removeprefix("git+").partition("@")
+    clone = f"git clone {address} && cd {address.rpartition('/')[2]} && git checkout {sha} && pip install -e ."
+    if facts["model"].get("core"):
+        words = (
+            f"With `nanogpt_hub`, in a clone of its repository of which `nanogpt_hub/model.py` is this model's "
+            f"`{CORE_FILE}`: that of the project computes something else. It is code that will run on your machine: "
+            "read it first."
+        )
+        return [words, fenced(clone, "sh")] if source else [words]
+    if not source:
+        return ["With `nanogpt_hub` (clone its repository, and type `pip install .` in it):"]
+    return ["With `nanogpt_hub`:", fenced(f"pip install {source}", "sh")]
+
+
 def prompt_line(prompt: str) -> str:
     return f'ids = tokenizer({prompt!r}, return_tensors="pt")\n'
 
 
-def chat_lines() -> str:
+def example_messages(facts: RunFacts) -> list[dict[str, str]]:
+    """What the examples say to a chat model: the question of its sample, where it is short; else a greeting."""
+    question = facts.get("sample", {}).get("question") or []
+    roles = [each.get("role") for each in question]
+    short = sum(len(str(each.get("content"))) for each in question) <= 400
+    return question if roles in (["user"], ["system", "user"]) and short else [{"role": "user", "content": "Hello!"}]
+
+
+def chat_example(name: str, messages: list[dict[str, str]]) -> str:
+    system = f", system={messages[0]['content']!r}" if len(messages) > 1 else ""
     return (
-        'messages = [{"role": "user", "content": "Hello!"}]\n'
+        "from nanogpt_hub import Chat, from_pretrained\n\n"
+        f'model, tokenizer = from_pretrained("{name}")\n'
+        f"chat = Chat(model, tokenizer{system})\n"
+        f"print(chat.say({messages[-1]['content']!r}, temperature=0.8))  # and so on: it remembers what was said"
+    )
+
+
+def chat_lines(messages: list[dict[str, str]]) -> str:
+    return (
+        f"messages = {messages!r}\n"
         "ids = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
     )
@@ -412,14 +451,15 @@ def settings_section(settings: Mapping[str, Any]) -> str:
     return "\n".join(("### Hyper-parameters\n", *lines)) if lines else ""
 
 
-def command_section(facts: RunFacts, name: str) -> str:
+def command_section(facts: RunFacts, name: str, source: str) -> str:
     """How to train the same: by the repo's own config where it went along (`name`: the repo), else by the command."""
     command = str(facts.get("training", {}).get("command") or "").strip()
-    program = re.search(r"-m (train\.\w+)", command)
+    program = re.match(r"(python -m \S*train\.|nanogpt-hub )(pretrain|train|finetune)\b", command)
     if name and program:
         folder = name.rpartition("/")[2]
+        verb = "finetune" if program[2] == "finetune" else "train"
         command = f"hf download {name} training/config.yaml --local-dir {folder}\n"
-        command += f"python -m {program[1]} {folder}/training/config.yaml"
+        command += f"nanogpt-hub {verb} {folder}/training/config.yaml"
     if not command:
         return ""
     source = facts.get("data", {}).get("source", {})
@@ -427,6 +467,9 @@ def command_section(facts: RunFacts, name: str) -> str:
     if source.get("kind") in ("file", "folder"):
         was = code(str(source.get("name")))
         note = f"\n\nThe text, {was}, is not part of this repository: give yours by `--data.source`."
+    if source and command.startswith("nanogpt-hub ") and not facts["model"].get("core"):
+        command = f'pip install "nanogpt-hub[train] @ {source}"\n{command}'
+        return f"## Reproduce it\n\n{fenced(command, 'sh')}{note}"
     return f"## Reproduce it\n\nIn a checkout of `nanogpt_hub`:\n\n{fenced(command, 'sh')}{note}"
 
 

@@ -40,7 +40,8 @@ SECRET_PARAMETER = re.compile(
 SHORTEST_SECRET = 8  # characters; replacing shorter ones would tear words apart
 IN_A_PATH = r"[^\s\"'`<>|,;:)\]}]*"
 SOME_HOME = re.compile(rf"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:[\\/]+Users[\\/]+){IN_A_PATH}")
-FREE_TEXT = ("text", "prompt", "chat_template")  # keys of what a model wrote or reads: a path in it is no place here
+# Keys of what a model wrote or reads: a path in it is no place here.
+FREE_TEXT = ("text", "prompt", "content", "chat_template")
 MADE_HERE = re.compile(r"|char|byte|gpt2|bpe:\d+|python")  # tokenizers and sources that name no file and no repo
 NOT_OTHERS = ("hub", "save", "trackers", "out_dir", "resume", "overwrite", "config")  # settings that start no same run
 TEXTS = re.compile(r".*\.(json|jsonl|yaml|txt|md|jinja)")

@@ -165,12 +165,12 @@ def collect(
 
 
 def training_files(folder: Path) -> dict[str, Path]:
-    """What the run around a model folder tells: metrics, loss curve, samples, config and facts."""
+    """What the run around a model folder tells: metrics, loss curve, samples with attention maps, config and facts."""
     run = folder.resolve().parent
     if not (run / "metrics.jsonl").is_file():
         return {}
     names = [run / name for name in ("metrics.jsonl", "loss.png", "config.yaml", "run.json")]
-    paths = [*names, *sorted((run / "samples").glob("*.txt"))]
+    paths = [*names, *sorted((run / "samples").glob("step-*"))]
     return {f"training/{path.relative_to(run).as_posix()}": path for path in paths if path.is_file()}
 
 

@@ -17,7 +17,6 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
-import nanogpt_hub
 from nanogpt_hub.checkpoint import core_difference, read_json
 from nanogpt_hub.core import core_of_text
 from nanogpt_hub.fingerprint import verified_table
@@ -25,6 +24,7 @@ from nanogpt_hub.hub.card import TAG
 from nanogpt_hub.hub.publish import Push, Say, check_account, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
+from nanogpt_hub.installed import PACKAGE, PARTS, part
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,9 @@ def create_space(
     """Creates or updates a Gradio Space that opens with `model`, "user/name" or "user/name@revision" on the Hub.
 
     hardware: None takes ZeroGPU for a new Space and leaves that of an existing one. app_folder: where app.py,
-    requirements.txt and nanogpt_hub/ are; None means this checkout. secrets: set in the Space's settings; none is set
-    unless given (a private model needs HF_TOKEN there, or visitors who sign in). Raises HubError, one sentence.
+    requirements.txt and nanogpt_hub/ are; None means those of this installation. secrets: set in the Space's settings;
+    none is set unless given (a private model needs HF_TOKEN there, or visitors who sign in). Raises HubError, one
+    sentence.
     """
     limit_waiting()
     api = HfApi(token=token)
@@ -127,15 +128,24 @@ def collect_space(app_folder: str | Path | None, model_id: str, preload: str = "
 
     Raises HubError where the folder has no app.
     """
-    folder = Path(app_folder or Path(nanogpt_hub.__file__).parents[1])
-    if not (folder / "app.py").is_file():
-        raise HubError(f"{folder} has no app.py: run this in a checkout of nanogpt_hub, or name one as app folder")
-    paths = [folder / "app.py", *sorted((folder / "nanogpt_hub").rglob("*"))]
-    names = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
-    files = {name: path.read_bytes() for name, path in names.items() if APP_FILES.fullmatch(name)}
-    files["requirements.txt"] = space_requirements((folder / "requirements.txt").read_text(encoding="utf-8")).encode()
+    app, requirements, package = app_parts(app_folder)
+    paths = {f"nanogpt_hub/{path.relative_to(package).as_posix()}": path for path in sorted(package.rglob("*"))}
+    paths = {name: path for name, path in paths.items() if path.relative_to(package).parts[0] not in PARTS}
+    found = {"app.py": app, **paths}
+    files = {name: path.read_bytes() for name, path in found.items() if path.is_file() and APP_FILES.fullmatch(name)}
+    files["requirements.txt"] = space_requirements(requirements.read_text(encoding="utf-8")).encode()
     files["README.md"] = space_readme(model_id, preload).encode()
     return files
+
+
+def app_parts(app_folder: str | Path | None) -> tuple[Path, Path, Path]:
+    """app.py, requirements.txt and the package: of this installation, or of another folder. Raises HubError."""
+    if app_folder is None:
+        return part("app.py"), part("requirements.txt"), PACKAGE
+    folder = Path(app_folder)
+    if not (folder / "app.py").is_file():
+        raise HubError(f"{folder} has no app.py: name a checkout of nanogpt_hub as app folder, or leave it out")
+    return folder / "app.py", folder / "requirements.txt", folder / "nanogpt_hub"
 
 
 def space_requirements(text: str) -> str:

@@ -10,18 +10,17 @@ files depend on the model and the Hub: site.json, and the content policy in inde
 import json
 import logging
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HTTPError
 
-import nanogpt_hub
 from nanogpt_hub.hub.card import TAG
 from nanogpt_hub.hub.publish import Push, Say, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
 from nanogpt_hub.hub.space import Space, own_space
+from nanogpt_hub.installed import part
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +29,13 @@ HUB_SOURCES = "https://huggingface.co https://*.huggingface.co https://*.hf.co" 
 CONNECT = re.compile(r"connect-src 'self'[^;\"]*")
 
 
-def web_folder() -> Path:
-    """Where the page's files are. Raises FileNotFoundError for an installation that lacks them."""
-    package = Path(nanogpt_hub.__file__).parent
-    for folder in (package.parent / "web", package / "web"):  # a checkout, an installed wheel
-        if (folder / "model.js").is_file():
-            return folder
-    raise FileNotFoundError(f"the page is not in this installation ({package}): install nanogpt_hub again")
-
-
 def page_files(model: str = "", revision: str = "", endpoint: str = "") -> dict[str, bytes]:
-    """All files of the page by their path. `model` is user/name, a folder beside it (./model/), or "" for none."""
+    """All files of the page by their path. `model` is user/name, a folder beside it (./model/), or "" for none.
+
+    Raises FileNotFoundError for an installation that lacks the page.
+    """
     endpoint = endpoint or constants.ENDPOINT
-    folder = web_folder()
+    folder = part("web")
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path.read_bytes() for name, path in paths.items() if PAGE_FILES.fullmatch(name)}
     site = {"model": model, "revision": revision, "endpoint": endpoint}

@@ -9,6 +9,7 @@ from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.page.generate import GenerateTab
 from nanogpt_hub.page.parts import LOAD, MODEL, Page, named, note, secret, view
 from nanogpt_hub.playground import views
+from nanogpt_hub.playground.counterpart import counterpart
 from nanogpt_hub.playground.session import user_message
 
 
@@ -43,9 +44,11 @@ class CompareTab:
     def side(self, letter: str) -> list[gr.Dropdown]:
         """Name and revision of one of the two."""
         free = dict(value="", allow_custom_value=True)
-        with gr.Column(min_width=280):
-            name = gr.Dropdown(self.page.models.names(), label=f"Model {letter}", elem_id=f"model-{letter}", **free)
-            revision = gr.Dropdown([], label="Revision", elem_id=f"revision-{letter}", **free)
+        with gr.Column(min_width=280), gr.Row():
+            known = dict(choices=self.page.models.names(), scale=3, min_width=150)
+            name = gr.Dropdown(label=f"Model {letter}", elem_id=f"model-{letter}", **known, **free)
+            of = dict(choices=[], scale=2, min_width=110)
+            revision = gr.Dropdown(label="Revision", elem_id=f"revision-{letter}", **of, **free)
         return [name, revision]
 
     def output(self, letter: str) -> list[gr.components.Component]:
@@ -82,9 +85,9 @@ class CompareTab:
             return user_message(error, self.page.models), None
         return views.divergence_note(found), views.divergence_view(found, ("A", "B"))
 
-    def suggest(self, place: Resolved) -> list[Any]:
+    def suggest(self, place: Resolved, token: gr.OAuthToken | None) -> list[Any]:
         """The model in use against something that it is worth comparing with."""
-        names = self.page.models.revisions(place)
-        (name, revision) = self.playground.comparison_candidate(place, names)
+        names = self.page.models.revisions(place, secret(token))
+        name, revision = counterpart(self.page.models, place, names, secret(token))
         first, second = gr.Dropdown(names, value=place.revision), gr.Dropdown(names, value=revision)
         return [self.page.models.name_of(place), first, name, second, self.playground.example_prompt(place)]

@@ -6,18 +6,22 @@ from typing import Any
 import gradio as gr
 
 from nanogpt_hub.hub.resolve import Resolved
-from nanogpt_hub.page.parts import MODEL, Page, SamplingControls, address, any_of, named, note, said, toast, view, whole
+from nanogpt_hub.page.parts import (
+    MODEL,
+    Page,
+    SamplingControls,
+    address,
+    any_of,
+    named,
+    note,
+    said,
+    save_as,
+    toast,
+    view,
+    whole,
+)
 from nanogpt_hub.playground.continuation import Continuation, Tree
 from nanogpt_hub.playground.links import client_snippet, link, read_link, snippet
-
-DOWNLOAD = """(text) => {
-  if (!text) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "generation.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
 
 
 class GenerateTab:
@@ -31,7 +35,7 @@ class GenerateTab:
                 self.prompt = gr.Textbox(
                     label="Prompt", lines=2, max_lines=12, max_length=page.limits.prompt_chars, elem_id="prompt"
                 )
-                with gr.Row(elem_id="actions"):
+                with gr.Row(elem_classes="actions"):
                     generate = gr.Button("Generate", variant="primary", min_width=92, elem_id="generate")
                     stop = gr.Button("Stop", min_width=70, elem_id="stop")
                     more = gr.Button("Continue", min_width=92, elem_id="continue")
@@ -188,7 +192,7 @@ class ExportPanel:
             client = gr.Code(label="The same from this page's API", language="python", interactive=False)
             download = gr.Button("Download as JSON, with all alternatives", size="sm", elem_id="download")
             data = gr.Textbox(visible="hidden", elem_id="json")
-            download.click(None, data, None, js=DOWNLOAD, api_visibility="private")
+            download.click(None, data, None, js=save_as("generation.json"), api_visibility="private")
         self.outputs = [text, address, python, client, data]
 
     def fill_after(self, then: Callable, tree: gr.State) -> None:

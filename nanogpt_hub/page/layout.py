@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from nanogpt_hub.page.chat import ChatTab
 from nanogpt_hub.page.compare import CompareTab
 from nanogpt_hub.page.generate import GenerateTab
 from nanogpt_hub.page.header import Header
@@ -19,7 +20,16 @@ from nanogpt_hub.page.training import TrainingTab
 from nanogpt_hub.playground.api import Api
 from nanogpt_hub.playground.session import Playground
 
-SCRIPTS = ("base.js", "samplers.js", "text.js", "panel.js", "training.js", "views.js", "tour.js")  # in this order
+SCRIPTS = (
+    "base.js",
+    "samplers.js",
+    "text.js",
+    "panel.js",
+    "chat.js",
+    "views.js",
+    "training.js",
+    "tour.js",
+)  # in this order
 # Nothing on the page may come from elsewhere, whatever the text of a model or a card asks for.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "
@@ -72,6 +82,8 @@ def create_page(playground: Playground, workers: int = 1) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate = GenerateTab(page)
+            with gr.Tab("Chat"):
+                ChatTab(page, generate.controls)
             with gr.Tab("Look inside") as tab:
                 LookTab(page, tab, generate.controls)
             with gr.Tab("Training") as tab:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,18 @@ def view(name: str, **options: Any) -> gr.HTML:
 def note(text: str) -> gr.Markdown:
     """A plain sentence or two beside a thing."""
     return gr.Markdown(text, elem_classes="note")
+
+
+def save_as(name: str) -> str:
+    """JavaScript that hands a text to the browser as a file."""
+    return """(text) => {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = NAME;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}""".replace("NAME", json.dumps(name))
 
 
 class Page:

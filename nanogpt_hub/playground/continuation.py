@@ -42,6 +42,7 @@ class Continuation:
     int8: bool = False  # with weights of 8 bits
     asked_engine: str | None = None  # None: the fastest that was ready
     stopped: bool = False  # by the visitor
+    prompt_places: tuple[tuple[int, int], ...] = ()  # of a prompt with special tokens: the characters of each id
 
     @property
     def text(self) -> str:
@@ -81,8 +82,19 @@ class Continuation:
         shown = [[t.text, name(t.id), round(t.prob, 5), round(t.sampled_prob, 5)] for t in self.tokens[since:]]
         about = {"run": self.key, "from": since, "tokens": shown, "given": self.given}
         if since == 0:
-            about["prompt"] = prompt_pieces(self.tokenizer, self.prompt, self.prompt_ids)
-        return {**about, "offset": len(self.prompt_ids), "done": self.finish is not None, "mark": mark}
+            about["prompt"] = self.prompt_pieces()
+        done = {"done": self.finish is not None, "stopped": self.stopped}
+        return {**about, "offset": len(self.prompt_ids), **done, "mark": mark}
+
+    def prompt_pieces(self) -> list[list[str]]:
+        """[text, name] of each token of the prompt."""
+        if not self.prompt_places:
+            return prompt_pieces(self.tokenizer, self.prompt, self.prompt_ids)
+        shown, end = [], 0
+        for id, (first, last) in zip(self.prompt_ids, self.prompt_places, strict=True):
+            shown.append([self.prompt[max(first, end) : last], self.tokenizer.token_str(id)])
+            end = max(end, last)
+        return shown
 
     def status(self, rate: bool = True) -> str:
         """One line: how many tokens, how fast (if `rate`), how sure, and why it ended."""

@@ -102,6 +102,15 @@ def run_facts(place: Resolved) -> dict:
     return {}
 
 
+def example_question(place: Resolved) -> tuple[str, str]:
+    """(system text, message) that the model's run asked at each evaluation; two empty texts where it did not."""
+    question = run_facts(place).get("sample", {}).get("question")
+    found = [each for each in question if isinstance(each, dict)] if isinstance(question, list) else []
+    texts = {str(each.get("role")): each.get("content") for each in found}
+    system, user = (text if isinstance(text := texts.get(role), str) else "" for role in ("system", "user"))
+    return system[:1000], user[:1000]
+
+
 def short(n: int) -> str:
     """A count for people: 102 thousand, 10.7 million."""
     for limit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):

@@ -5,11 +5,13 @@ asked, problems = read_link({"repo": "user/name", "temperature": "0.7"})     # w
 """
 
 import base64
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from nanogpt_hub.engine.select import ENGINES
+from nanogpt_hub.engine import ENGINES
+from nanogpt_hub.playground.chat import Talk
 from nanogpt_hub.playground.continuation import Continuation
 from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
@@ -146,6 +148,39 @@ def client_snippet(models: ModelStore, continuation: Continuation, base: str) ->
         '    api_name="/generate",\n)\n'
         'print(result["text"])\n'
     )
+
+
+def chat_snippet(talk: Talk) -> str:
+    """The last answer of a conversation again, in Python."""
+    made, place = talk.made, talk.place
+    if made.given:
+        return "# An answer that was continued has two seeds: no single call repeats it.\n"
+    where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
+    also = "from nanogpt_hub.engine.int8 import quantize_int8\n" if made.int8 else ""
+    model = "quantize_int8(model)" if made.int8 else "model"
+    system = f", system={talk.system!r}" if talk.system else ""
+    before = talk.messages[:-2]
+    engine = f", engine={made.engine!r}" if made.engine else ""
+    return (
+        f"from nanogpt_hub import Chat, from_pretrained\n{also}\n"
+        f"model, tokenizer = from_pretrained({where!r})\n"
+        f"chat = Chat({model}, tokenizer{system})\n"
+        + (f"chat.messages = {before!r}\n" if before else "")
+        + f"print(chat.say({talk.said[-1]['content']!r}{engine}, {arguments(made.settings)}))\n"
+    )
+
+
+def chat_command(models: ModelStore, talk: Talk) -> str:
+    """The command that talks with the same model in the same way."""
+    place, settings = talk.place, talk.made.settings
+    name = models.name_of(place)
+    words = ["nanogpt-hub", "chat", f"{name}@{place.sha}" if place.sha else name]
+    words += ["--system", talk.system] if talk.system else []
+    shown = [("max_new_tokens", settings.max_new_tokens)]
+    shown += [(each.name, value) for each, value in values_of(settings) if value is not None and value != each.default]
+    for name, value in shown:
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words) + "\n"
 
 
 def arguments(settings: SamplingConfig) -> str:

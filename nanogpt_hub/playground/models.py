@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import math
 import os
+import re
 import tempfile
 import threading
 import time
@@ -27,13 +28,14 @@ from torch import nn
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.hub.resolve import HubError, Resolved, chain, resolve, split_name
+from nanogpt_hub.hub.resolve import MODEL_FILES, HubError, Resolved, chain, resolve, split_name
 from nanogpt_hub.model import GPT
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.tokenizer import Tokenizer
 
 TINY = {"tiny": "last", "tiny-early": "early"}  # names of the built-in model, and the folder of its run that they mean
+TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.json")
 REMEMBER_SECONDS = 60  # for how long a branch is taken to be the commit that it was
 
 
@@ -184,18 +186,44 @@ class ModelStore:
         name, revision = from_address((name or "").strip(), (revision or "").strip())
         name, revision = name or self.default, "" if not name else revision
         self.limits.check("the name", len(name) + len(revision), 500, " characters")
+        if folder := self._own_folder(name, revision):
+            return folder
+        return self._remembered(*self._allowed(name, revision), token)
+
+    def _own_folder(self, name: str, revision: str) -> Resolved | None:
+        """The folder of this machine that a name means, if visitors may open it."""
         if name in TINY:
             return Resolved(self._tiny() / TINY[name])
         if name == self.default and Path(name).is_dir():
             return Resolved(Path(name))
-        if self._is_folder(name):
-            return resolve(name, revision or None)
+        return resolve(name, revision or None) if self._is_folder(name) else None
+
+    def _allowed(self, name: str, revision: str) -> tuple[str, str]:
+        """Repo and revision on the Hub. LimitError for a name that visitors may not ask for."""
         repo_id, revision = split_name(name, revision or None)
         if Path(repo_id).is_dir():  # `resolve` would take it for the folder
             raise LimitError(f"{repo_id} is a folder here, and folders of this machine are not open to visitors")
         if not any(fnmatch.fnmatchcase(repo_id, pattern) for pattern in self.allowed) and name != self.default:
             raise LimitError(f"{repo_id} is not among the models allowed here: {', '.join(self.allowed)}")
-        return self._remembered(repo_id, revision, token)
+        return repo_id, revision
+
+    def tokenizer_hash(self, name: str, revision: str = "", token: str | None = None) -> str:
+        """What tells a model's tokenizer from others, as `Tokenizer.hash` does. No weights are fetched for it.
+
+        Empty where it has none. Raises as `find` does, and ValueError for a damaged one.
+        """
+        place = self._own_folder(name, revision)
+        if place is None:
+            repo_id, revision = self._allowed(name, revision)
+            key, now = ("tokenizer", repo_id, revision, token), time.monotonic()
+            then, known = self._found.get(key, (-math.inf, ""))
+            if now - then < REMEMBER_SECONDS:
+                return known
+            place = self._fetch(repo_id, revision, token, TOKENIZER_FILES)
+        found = Tokenizer.load(place).hash if (place.folder / "tokenizer.json").is_file() else ""
+        if place.repo_id:
+            self._remember(key, found)
+        return found
 
     def _is_folder(self, name: str) -> bool:
         """Whether a name means a folder that visitors may open."""
@@ -214,9 +242,11 @@ class ModelStore:
         self._remember(key, place)
         return place
 
-    def _fetch(self, repo_id: str, revision: str, token: str | None) -> Resolved:
+    def _fetch(
+        self, repo_id: str, revision: str, token: str | None, files: re.Pattern = MODEL_FILES
+    ) -> Resolved:  # fmt: skip
         """What all may see goes into the common cache, what only this visitor may into one of their own."""
-        most = dict(max_bytes=self.limits.model_bytes)
+        most = dict(max_bytes=self.limits.model_bytes, files=files)
         try:
             return resolve(repo_id, revision, token=self._own_token(repo_id), **most)
         except HubError as error:

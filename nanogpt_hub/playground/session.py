@@ -8,7 +8,6 @@ The functions take plain values, check each against `Limits` whoever asks, and r
 page needs (`view`), so that one process serves many visitors and tests need no browser.
 """
 
-import filecmp
 import html
 import math
 import time
@@ -20,16 +19,15 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
-from nanogpt_hub.checkpoint import WEIGHTS
 from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
 from nanogpt_hub.playground.continuation import Continuation
-from nanogpt_hub.playground.facts import run_facts
-from nanogpt_hub.playground.models import TINY, ModelStore, is_hidden
+from nanogpt_hub.playground.facts import example_question, run_facts
+from nanogpt_hub.playground.models import ModelStore, is_hidden
 from nanogpt_hub.playground.position import ALTERNATIVES, given_tokens, position_view
 from nanogpt_hub.playground.tiny import PROMPT
-from nanogpt_hub.playground.views import kept_steps, surprise_note, training_view
+from nanogpt_hub.playground.views import head_view, kept_steps, surprise_note, training_view
 from nanogpt_hub.runs import Run, find_runs, read_run, run_of
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 from nanogpt_hub.tokenizer import Tokenizer
@@ -37,7 +35,6 @@ from nanogpt_hub.tokenizer import Tokenizer
 UPDATES_PER_SECOND = 10  # more only makes a browser lag behind the model
 SMALL_MODEL = 30_000_000  # parameters; below, a lent GPU takes longer to come than the CPU to answer
 MOST_RUNS = 6  # that are drawn over each other
-TOKENIZER = "tokenizer.json"
 WHOLE = ("max_new_tokens", "seed", *(each.name for each in SAMPLERS.values() if each.kind is int))  # whole numbers
 
 # ---- the playground --------------------------------------------------------------------------------------------------
@@ -95,7 +92,7 @@ class Playground:
         begun = Continuation(
             place, prompt, tuple(ids), config, loaded.tokenizer, tokens, len(tokens), int8=int8, asked_engine=engine
         )
-        yield from self._extend(begun)
+        yield from self.grow(begun)
 
     def extend(
         self, made: Continuation, config: SamplingConfig, keep: int | None = None, chosen: int | None = None,
@@ -114,7 +111,7 @@ class Playground:
         if keep < len(made.prompt_ids):  # the prompt itself is left: as much as its text gives again is the new one
             prompt, ids = prompt_of(loaded.tokenizer, made.prompt_ids[:keep])
             tokens = tuple(given_tokens(loaded, ids, made.prompt_ids[len(ids) : keep], config))
-            made = replace(made, prompt=prompt, prompt_ids=ids, tokens=tokens)
+            made = replace(made, prompt=prompt, prompt_ids=ids, prompt_places=(), tokens=tokens)
         tokens = made.tokens[: keep - len(made.prompt_ids)]
         if chosen is not None:
             before = [*made.prompt_ids, *(token.id for token in tokens)]
@@ -122,9 +119,9 @@ class Playground:
         tokens = tuple(replace(token, finish=None) for token in tokens)
         self.limits.check("the text", len(tokens), self.limits.kept_tokens, " tokens")
         begun = replace(made, settings=config, tokens=tokens, given=len(tokens), int8=int8, stopped=False, seconds=0.0)
-        yield from self._extend(begun)
+        yield from self.grow(begun)
 
-    def _extend(self, begun: Continuation) -> Iterator[Continuation]:
+    def grow(self, begun: Continuation) -> Iterator[Continuation]:
         """`begun` with new tokens, as they come."""
         place, config, int8 = begun.place, begun.settings, begun.int8
         model = self.models.load(place).model
@@ -183,6 +180,7 @@ class Playground:
         tokenizer = self.models.load(place).tokenizer
         sample = run_facts(place).get("sample", {})
         given, written = (str(sample.get(name) or "") for name in ("prompt", "text"))
+        given = example_question(place)[1] or given  # of a chat model, whose prompt is full of its template
         line = next((whole_words(line, 32) for line in written.splitlines() if line.strip()), None)
         for prompt in (given if given.strip() else line, PROMPT, "\n"):
             try:
@@ -261,28 +259,6 @@ class Playground:
                 current[n] = next(stream, current[n])
             yield current[0], current[1]
 
-    def comparison_candidate(self, place: Resolved, names: Sequence[str]) -> tuple[str, str]:
-        """(name, revision) of what teaches most beside a model, always with the same tokenizer.
-
-        Its first kept step; else the model that it was fine-tuned from; else its run's other weights, best or last;
-        else another model of the runs; else the model itself. names: the repo's revisions.
-        """
-        early = sorted(name for name in names if name.startswith("step-") and name != place.revision)
-        if early:
-            return place.repo_id, early[0]
-        base = run_facts(place).get("base_model", {})
-        if isinstance(base.get("id"), str):
-            return base["id"], str(base.get("revision") or base.get("sha") or "")
-        own = self.models.name_of(place)
-        if own in TINY:
-            return "tiny" if own == "tiny-early" else "tiny-early", ""
-        beside = place.folder.parent / ("last" if place.folder.name == "best" else "best")
-        if differ(place.folder / WEIGHTS, beside / WEIGHTS):
-            return self.models.name_of(Resolved(beside)), ""
-        others = [name for name in self.models.run_models() if Path(name).resolve() != place.folder.resolve()]
-        same = (name for name in others if same_bytes(place.folder / TOKENIZER, Path(name) / TOKENIZER))
-        return next(same, own), ""
-
     def first_difference(self, a: Continuation, b: Continuation) -> int | None:
         """Index of the first token in which two generations differ, as far as both have come."""
         ids = [[token.id for token in writing.tokens] for writing in (a, b)]
@@ -338,6 +314,13 @@ class Playground:
         usable = {step for step in steps if self.model_at(place, runs[0], step, revisions)}
         return training_view(runs, steps, usable)
 
+    def head_view(
+        self, place: Resolved, names: Sequence[str], chosen: tuple[int, int] | None = None
+    ) -> dict | None:  # fmt: skip
+        """Where one head of the first run looked at each kept step, for the page; None where the run kept no maps."""
+        runs = self.training(place, names)
+        return head_view(runs[0], kept_steps(runs[0]), chosen) if runs else None
+
     def training_names(self, place: Resolved) -> list[str]:
         return list(self._run_folders(place))
 
@@ -374,16 +357,6 @@ def whole_words(line: str, most: int) -> str:
         return line
     cut = line[: most + 1].rpartition(" ")[0]
     return cut if cut.strip() else line[:most]
-
-
-def differ(one: Path, other: Path) -> bool:
-    """Whether both files are there and hold different bytes."""
-    return one.is_file() and other.is_file() and not filecmp.cmp(one, other, shallow=False)
-
-
-def same_bytes(one: Path, other: Path) -> bool:
-    """Whether both files are there and hold the same bytes."""
-    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 # ---- what went wrong -------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from nanogpt_hub.checkpoint import save_model
 from nanogpt_hub.generate import generate
+from nanogpt_hub.lens import attention_maps
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.runs import attention_file, attention_json
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 
 TEXT = """\
@@ -59,6 +61,9 @@ def make_tiny(folder: str | Path, steps: int = STEPS) -> Path:
         if step in (0, steps) or step % 50 == 0:
             text = PROMPT + generate(model, tokenizer, PROMPT, max_new_tokens=160, temperature=0.5, seed=1).text
             (folder / "samples" / f"step-{step:06d}.txt").write_text(text, encoding="utf-8", newline="")
+            ids = tokenizer.encode(TEXT[:32])
+            maps = attention_json([tokenizer.token_str(id) for id in ids], attention_maps(model, ids))
+            (folder / "samples" / attention_file(step)).write_text(json.dumps(maps), encoding="utf-8")
         if step == min(EARLY, steps):
             save_model(folder / "early", model, tokenizer)
 

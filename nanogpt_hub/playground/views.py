@@ -5,10 +5,8 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
-from torch import Tensor
-
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
-from nanogpt_hub.runs import CURVES, Run
+from nanogpt_hub.runs import CURVES, Run, attention_json
 from nanogpt_hub.sampling import SAMPLERS
 
 STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
@@ -42,13 +40,7 @@ def next_tokens_view(result: NextTokens) -> dict:
 
 def attention_view(inside: Inside) -> dict:
     """All maps, a byte for each weight."""
-    L, H = inside.attention.shape[:2]
-    maps = [[as_bytes(inside.attention[layer, head]) for head in range(H)] for layer in range(L)]
-    return {"tokens": list(inside.tokens), "layers": L, "heads": H, "maps": maps}
-
-
-def as_bytes(weights: Tensor) -> str:
-    return base64.b64encode((weights * 255).round().byte().numpy().tobytes()).decode()
+    return attention_json(inside.tokens, inside.attention)
 
 
 def lens_view(result: LogitLens, inside: Inside) -> dict:
@@ -138,6 +130,34 @@ def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[
     measures = (*CURVES, "learning_rate", "tokens_per_second")
     drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
     return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
+
+
+def head_view(run: Run, steps: Sequence[int], chosen: tuple[int, int] | None = None) -> dict | None:
+    """Where one head looked at each kept step: (layer, head) `chosen`, else the one that changed most.
+
+    None where the run did not keep it. Maps of another text or shape than the first are passed over.
+    """
+    found = [(step, maps) for step in steps if (maps := run.attention(step))]
+    if not found:
+        return None
+    first = found[0][1]
+    shape = [first[key] for key in ("tokens", "layers", "heads")]
+    kept = [(step, maps) for step, maps in found if [maps[key] for key in ("tokens", "layers", "heads")] == shape]
+    _, L, H = shape
+    last = kept[-1][1]["maps"]
+    changes = [change(first["maps"][n // H][n % H], last[n // H][n % H]) for n in range(L * H)]
+    most = changes.index(max(changes))
+    layer, head = chosen if chosen and chosen[0] in range(L) and chosen[1] in range(H) else (most // H, most % H)
+    scaled = [each / max(*changes, 1e-9) for each in changes]
+    maps = [[step, maps["maps"][layer][head]] for step, maps in kept]
+    about = {"run": run.name, "tokens": shape[0], "heads": [L, H], "layer": layer, "head": head}
+    return {**about, "changes": [round(each, 3) for each in scaled], "steps": maps}
+
+
+def change(one: str, other: str) -> float:
+    """How far apart two maps are, as `attention_json` spells them: the mean difference of a weight."""
+    a, b = base64.b64decode(one), base64.b64decode(other)
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / max(1, len(a))
 
 
 def step_note(run: Run, step: int) -> str:

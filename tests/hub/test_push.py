@@ -107,8 +107,7 @@ def test_a_card_tells_how_to_train_the_same(alice, run):
     push_to_hub(run / "best", REPO)
     card = alice.repo(REPO).files()["README.md"].decode()
     assert (
-        f"hf download {REPO} training/config.yaml --local-dir fox\npython -m train.pretrain fox/training/config.yaml"
-        in card
+        f"hf download {REPO} training/config.yaml --local-dir fox\nnanogpt-hub train fox/training/config.yaml" in card
     )
     assert "give yours by `--data.source`" in card
     assert card.index("## How to use it") < card.index("## Model")

@@ -1,5 +1,6 @@
 """The page in a real browser, used as a visitor uses it; nothing may be asked of any other machine."""
 
+import json
 import os
 import re
 import shutil
@@ -8,17 +9,20 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from helpers import HOSTILE, files_of, make_model
+from helpers import HOSTILE, chat_tokenizer, files_of, make_chat_model, make_model
 
+from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.page.layout import create_page, serve
 from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.playground.session import Playground
+from nanogpt_hub.runs import attention_file, attention_json
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig, filter_logits, seen_tokens
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
+TABS = ("Generate", "Chat", "Look inside", "Training", "Compare", "Model")
 WAIT = 60_000  # milliseconds; a loaded machine is slow
 playwright.expect.set_options(timeout=WAIT)
 
@@ -45,11 +49,15 @@ def served_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "mine"
     folder = make_model(run / "best")
     make_model(run / "last", seed=4)
+    make_chat_model(run.parent / "talks" / "best")
     (run / "samples").mkdir()
     log = [f'{{"step": {n}, "train_loss": {4 - n / 300}, "val_loss": {4 - n / 400}}}\n' for n in range(0, 1001, 250)]
     (run / "metrics.jsonl").write_text("".join(log), encoding="utf-8")
     for n in range(0, 1001, 250):
         (run / "samples" / f"step-{n:06d}.txt").write_text(f"sample {n} {HOSTILE}", encoding="utf-8")
+        maps = torch.eye(3).expand(2, 2, 3, 3) * n / 1000
+        maps = json.dumps(attention_json(["a", "<b>", "c"], maps))
+        (run / "samples" / attention_file(n)).write_text(maps, encoding="utf-8")
     (run / "config.yaml").write_text("max_steps: 2000\n", encoding="utf-8")
     picture = "![p](http://198.51.100.1/x.png)"
     (folder / "README.md").write_text(f"# The card\n{HOSTILE} {picture}\n", encoding="utf-8")
@@ -254,18 +262,30 @@ def test_the_tour_is_offered_once(browser, served):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser, served, scheme):
+def test_axe_finds_nothing_serious(browser, served, served_run, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(WAIT)
     page.goto(served)
     page.locator("#panel .choice").first.wait_for()
-    for name in ("Generate", "Look inside", "Training", "Compare", "Model"):
-        tab(page, name)
+
+    def check(name):
         page.wait_for_timeout(1500)
         found = axe.Axe().run(page).response["violations"]
         bad = [(v["id"], v["nodes"][0]["target"]) for v in found if v["impact"] in ("serious", "critical")]
         assert bad == [], name
+
+    for name in TABS:
+        tab(page, name)
+        check(name)
+    choose(page, "#model", str(served_run[1].parent / "talks" / "best"))
+    page.locator("#load").click()
+    tab(page, "Chat")
+    speak(page, "Hi")
+    playwright.expect(page.locator("#chat-status")).to_contain_text("asked for")
+    page.locator("#chat-tokens .token").nth(5).click()
+    page.locator("#chat-panel .choice").first.wait_for()
+    check("a chat")
     page.close()
 
 
@@ -293,7 +313,8 @@ def test_weights_of_8_bits_and_their_link(page, served, monkeypatch):
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("int8 is 'abc'")
 
 
-def test_stop_in_the_middle(page, monkeypatch):
+def slow_down(monkeypatch):
+    """Has tokens come one by one, ten a second."""
     original = Playground._stream
 
     def slowly(self, *args):
@@ -303,6 +324,10 @@ def test_stop_in_the_middle(page, monkeypatch):
 
     monkeypatch.setattr(Playground, "_stream", slowly)
     monkeypatch.setattr("nanogpt_hub.playground.session.UPDATES_PER_SECOND", 20)
+
+
+def test_stop_in_the_middle(page, monkeypatch):
+    slow_down(monkeypatch)
     set_slider(page, "#tokens", 500)
     page.locator("#generate").click()
     playwright.expect(page.locator("#status")).to_contain_text("generating")
@@ -313,9 +338,97 @@ def test_stop_in_the_middle(page, monkeypatch):
     page.wait_for_timeout(700)
     assert page.locator("#output .token").count() == stopped < 500
     playwright.expect(page.locator("#status")).to_contain_text("stopped")
+    playwright.expect(page.locator(".only-heard")).to_have_text(re.compile("^Stopped after [0-9]+ new tokens"))
     assert page.locator("#output .writing").count() == 0
     page.get_by_text("Take it with you").click()
     playwright.expect(page.locator("#plain textarea")).to_have_value(re.compile(r"\S"))
+
+
+@pytest.fixture
+def talk(page, served_run):
+    """The tab Chat of a model that was tuned on conversations."""
+    folder = served_run[1].parent / "talks" / "best"
+    choose(page, "#model", str(folder))
+    page.locator("#load").click()
+    playwright.expect(page.locator("#facts")).to_contain_text("talks/best")
+    tab(page, "Chat")
+    playwright.expect(page.locator("#message textarea")).to_be_visible()
+    return page
+
+
+def speak(page, text):
+    page.locator("#message textarea").fill(text)
+    page.locator("#message textarea").press("Enter")
+    playwright.expect(page.locator("#message textarea")).to_have_value("")
+
+
+def test_a_chat_streams_remembers_and_shows_what_the_model_reads(talk):
+    page = talk
+    tab(page, "Generate")
+    set_slider(page, "#tokens", 12)
+    tab(page, "Chat")
+    page.locator("#system textarea").fill("Be brief.")
+    speak(page, f"Hi {HOSTILE}")
+    playwright.expect(page.locator("#chat-status")).to_contain_text("12 tokens")
+    playwright.expect(page.locator("#chat-log .said")).to_have_count(3)
+    playwright.expect(page.locator("#chat-log .said.user p")).to_have_text(f"Hi {HOSTILE}")
+    answer = page.locator("#chat-log .said.assistant p").text_content()
+    assert len(answer) > 3
+    playwright.expect(page.locator(".only-heard")).to_have_text(f"The model answered: {answer}")
+    asked = f"<|system|>\nBe brief.\n<|user|>\nHi {HOSTILE}\n<|assistant|>\n"
+    assert "".join(page.locator("#chat-tokens .token").all_text_contents()) == asked + answer
+    speak(page, "More")
+    playwright.expect(page.locator("#chat-log .said.assistant")).to_have_count(2)
+    playwright.expect(page.locator("#chat-status")).to_contain_text("12 tokens")
+    read = "".join(page.locator("#chat-tokens .token.prompt").all_text_contents())
+    assert read == f"{asked}{answer}<|endoftext|><|user|>\nMore\n<|assistant|>\n", "what was said is read again"
+    page.locator("#chat-tokens .token").nth(20).click()
+    playwright.expect(page.locator("#chat-panel .panel-title")).to_contain_text("token 21")
+    playwright.expect(page.locator("#chat-panel .att")).to_have_count(4)
+    page.locator("#chat-continue").click()
+    playwright.expect(page.locator("#chat-tokens .token:not(.prompt)")).to_have_count(24)
+    page.get_by_text("Take it with you").last.click()
+    with page.expect_download() as download:
+        page.locator("#chat-download").click()
+    row = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert [each["role"] for each in row["messages"]] == ["system", *["user", "assistant"] * 2]
+    assert row["messages"][-1]["content"] == page.locator("#chat-log .said.assistant p").last.text_content()
+    page.locator("#chat-reset").click()
+    playwright.expect(page.locator("#chat-log .said")).to_have_count(0)
+    playwright.expect(page.locator("#chat-log")).to_contain_text("Nothing was said yet")
+
+
+def test_a_chat_is_stopped_and_goes_on(talk, monkeypatch):
+    page = talk
+    slow_down(monkeypatch)
+    speak(page, "Hi")
+    page.wait_for_function("document.querySelector('#chat-log .said.assistant p').textContent.length > 5")
+    page.locator("#chat-stop").click()
+    playwright.expect(page.locator("#chat-status")).to_contain_text("stopped")
+    playwright.expect(page.locator("#chat-log .said.writing")).to_have_count(0)
+    answer = page.locator("#chat-log .said.assistant p").text_content()
+    assert 5 < len(answer) < 160
+    playwright.expect(page.locator(".only-heard")).to_have_text(f"The model answered: {answer}")
+    tab(page, "Generate")
+    set_slider(page, "#tokens", 5)
+    tab(page, "Chat")
+    speak(page, "Go on")
+    playwright.expect(page.locator("#chat-status")).to_contain_text("5 tokens")
+    assert answer in "".join(page.locator("#chat-tokens .token.prompt").all_text_contents())
+
+
+def test_a_model_without_a_template_says_so_in_place_of_a_chat(page, served_run, tmp_path):
+    tab(page, "Chat")
+    playwright.expect(page.locator("#no-chat")).to_contain_text("was not tuned on conversations")
+    assert not page.locator("#message").is_visible()
+    folder = served_run[1].parent / "hostile" / "best"
+    model, _ = load_model(served_run[1].parent / "talks" / "best")
+    save_model(folder, model, chat_tokenizer("{% for ![x](http://198.51.100.1/p.png) <b>"))
+    choose(page, "#model", str(folder))
+    page.locator("#load").click()
+    playwright.expect(page.locator("#no-chat")).to_contain_text("Nobody can talk with this model")
+    assert page.locator("#no-chat img, #no-chat b").count() == 0
+    assert not page.locator("#message").is_visible()
 
 
 def test_load_a_model_at_a_revision(page, hub, tmp_path):
@@ -329,6 +442,7 @@ def test_load_a_model_at_a_revision(page, hub, tmp_path):
     choose(page, "#model", "alice/none")
     page.locator("#load").click()
     playwright.expect(page.get_by_test_id("toast-body")).to_contain_text("there is no alice/none")
+    playwright.expect(page.locator(".only-heard")).to_contain_text("there is no alice/none")
     playwright.expect(page.locator("#facts")).to_contain_text("alice/steps")
     page.locator("#generate").click()
     ready(page)
@@ -386,6 +500,20 @@ def test_training_plays_and_a_step_can_be_used(page):
     playwright.expect(sample).to_have_text(f"sample 1000 {HOSTILE}")
     playwright.expect(page.locator("#training .play")).to_contain_text("Play")
     playwright.expect(page.locator("#use-step")).to_be_enabled()
+    growth = page.locator("#growth")
+    playwright.expect(growth.locator(".att")).to_have_count(4)
+    playwright.expect(growth.locator(".token")).to_have_text(["a", "<b>", "c"])
+    growth.locator(".att").nth(0).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    playwright.expect(growth.locator("h3")).to_have_text("Where layer 2, head 1 looks")
+    growth.locator(".play").click()
+    playwright.expect(page.locator("#training .play")).to_contain_text("Pause")
+    playwright.expect(growth.locator(".figures-line")).to_have_text("step 500")
+    playwright.expect(growth.locator(".hint").last).to_contain_text("50 % of its attention")
+    playwright.expect(growth.locator(".figures-line")).to_have_text("step 1,000")
+    playwright.expect(growth.locator(".play")).to_contain_text("Play")
+    playwright.expect(growth.locator(".hint").last).to_contain_text("100 % of its attention")
     page.locator("#use-step").click()
     playwright.expect(page.locator("#facts")).to_contain_text("mine/last")
     playwright.expect(page.locator("#output")).to_be_visible()
@@ -441,7 +569,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(browser, served, scheme):
     page.locator("#output .token").first.wait_for()
     place = page.locator("#output .token").nth(20).bounding_box()
     assert place["y"] + place["height"] < 844, "the text is on the first screen"
-    for name in ("Generate", "Look inside", "Training", "Compare", "Model"):
+    for name in TABS:
         inner = page.get_by_role("tab", name=name, exact=True)
         if not inner.count():  # there is no room for all of them
             page.get_by_label("More tabs").first.click()

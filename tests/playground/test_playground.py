@@ -24,6 +24,7 @@ from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     MOST_STEPS,
     attention_view,
+    head_view,
     kept_steps,
     lens_view,
     next_tokens_view,
@@ -31,7 +32,7 @@ from nanogpt_hub.playground.views import (
     safe_markdown,
     training_view,
 )
-from nanogpt_hub.runs import MAX_POINTS, find_runs, read_run, run_of
+from nanogpt_hub.runs import MAX_POINTS, attention_file, attention_json, find_runs, read_run, run_of
 
 
 @pytest.fixture(scope="module")
@@ -542,16 +543,6 @@ def test_a_first_prompt_ends_with_a_word():
     assert whole_words("x" * 30, 20) == "x" * 20
 
 
-def test_compared_models_share_a_tokenizer(tmp_path):
-    mine = make_model(tmp_path / "mine" / "only")
-    make_model(tmp_path / "other" / "best", text="another alphabet")
-    playground = Playground(ModelStore(str(mine), tmp_path))
-    place = playground.models.find()
-    assert playground.comparison_candidate(place, []) == (mine.as_posix(), "")
-    same = make_model(tmp_path / "third" / "best", seed=7)
-    assert playground.comparison_candidate(place, []) == (same.as_posix(), "")
-
-
 def test_a_text_as_another_model_reads_it(playground, place, tmp_path):
     other = Resolved(make_model(tmp_path / "other", seed=5))
     *_, made = write(playground, place)
@@ -657,7 +648,6 @@ def test_steps_of_a_repo_are_its_tags(folder, hub):
     names = playground.models.revisions(place)
     assert playground.model_at(place, run, 500, names) == ("alice/tiny", "step-000500")
     assert playground.model_at(place, run, 0, names) is None
-    assert playground.comparison_candidate(place, names) == ("alice/tiny", "step-000500")
 
 
 def test_the_tiny_model_learns(tmp_path):
@@ -691,3 +681,51 @@ def test_a_visitor_hears_of_no_folder(tmp_path):
     said = user_message(caught.value, playground.models)
     assert "fetch or save it again" in said
     assert str(tmp_path) not in said
+
+
+def run_with_maps(folder, steps=(0, 10, 20), shape=(2, 3), T=4):
+    """A run that kept attention maps; head (1, 2) changes most."""
+    (folder / "samples").mkdir(parents=True)
+    for n, step in enumerate(steps):
+        maps = torch.full((*shape, T, T), 1 / T)
+        maps[1, 2] += n / 10
+        (folder / "samples" / f"step-{step:06d}.txt").write_text("x", encoding="utf-8")
+        text = json.dumps(attention_json(list("abcd")[:T], maps))
+        (folder / "samples" / attention_file(step)).write_text(text, encoding="utf-8")
+    return read_run(folder)
+
+
+def test_a_head_over_the_steps_of_a_run(tmp_path):
+    run = run_with_maps(tmp_path)
+    view = head_view(run, [0, 10, 20])
+    assert (view["layer"], view["head"], view["heads"], view["tokens"]) == (1, 2, [2, 3], list("abcd"))
+    assert view["changes"] == [0, 0, 0, 0, 0, 1]
+    maps = {step: base64.b64decode(data) for step, data in view["steps"]}
+    assert {step: data[0] for step, data in maps.items()} == {0: 64, 10: 89, 20: 115}
+    assert head_view(run, [0, 10, 20], (0, 1))["layer"] == 0
+    assert head_view(run, [0, 10, 20], (9, 9))["head"] == 2, "a head that is not there is not asked for"
+    other = run_with_maps(tmp_path / "other", steps=(0,), T=3).samples[0].parent / attention_file(0)
+    (tmp_path / "samples" / attention_file(10)).write_bytes(other.read_bytes())
+    assert [step for step, _ in head_view(run, [0, 10, 20])["steps"]] == [0, 20], "another text is passed over"
+    assert head_view(read_run(make_model(tmp_path / "plain")), []) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "3", '{"tokens": ["a"], "layers": 1, "heads": 1, "maps": [["AAAAAAAA"]]}',
+     '{"tokens": ["a"], "layers": 1, "heads": 1, "maps": [[7]]}',
+     '{"tokens": ["a"], "layers": 1, "heads": 1, "maps": [7]}',
+     '{"tokens": [7], "layers": 1, "heads": 1, "maps": [["AA=="]]}',
+     '{"tokens": [], "layers": 0, "heads": 0, "maps": []}',
+     '{"tokens": ["a"], "layers": 2, "heads": 1, "maps": [["AA=="]]}', "[" * 100_000],
+)  # fmt: skip
+def test_maps_that_make_no_sense_are_passed_over(tmp_path, content):
+    run = run_with_maps(tmp_path)
+    (tmp_path / "samples" / attention_file(10)).write_text(content, encoding="utf-8")
+    assert run.attention(10) is None
+    assert [step for step, _ in head_view(run, [0, 10, 20])["steps"]] == [0, 20]
+
+
+def test_the_tiny_model_keeps_its_maps(tmp_path):
+    run = read_run(make_tiny(tmp_path, steps=50))
+    assert head_view(run, kept_steps(run))["heads"] == [2, 4]

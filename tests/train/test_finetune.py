@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ROOT
 from test_sources import SHA, Server, serve_dataset
 
+from nanogpt_hub.chat import PLAIN, ChatTemplate, TemplateError, overlaps
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.hub.publish import push_to_hub
 from nanogpt_hub.hub.resolve import from_pretrained
@@ -21,11 +25,10 @@ from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.sources import Reading, SourceError
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train import finetune, pretrain
-from train.chat import PLAIN, ChatTemplate, TemplateError, overlaps
 from train.config import LoraConfig
 from train.lora import add_adapters, without_adapters
 from train.report import read_metrics
-from train.rows import RowBatches, TokenRows, completions, conversations, encode_rows, fit, open_rows, padded_length
+from train.rows import Conversations, RowBatches, TokenRows, completions, encode_rows, fit, open_rows, padded_length
 
 NAMES, FOODS = "Ann Bob Cid Dora Eve Fred Gus Hal Ida Jon".split(), "figs rice soup eggs corn beans pie".split()
 FACTS = [(name, food, number) for number in (2, 3, 5) for name in NAMES for food in FOODS]
@@ -239,7 +242,7 @@ def test_the_loss_on_held_out_answers_falls(base, tmp_path, capsys, form, rows, 
 def padded(tokenizer: Tokenizer, folder: Path, form: str, rows: list[dict], block_size: int = 64):
     """All rows as one batch (idx, targets), in their order."""
     pair = completions("prompt", "completion", tokenizer)
-    encode = pair if form == "completion" else conversations("messages", tokenizer)
+    encode = pair if form == "completion" else Conversations("messages", tokenizer)
     source = open_rows(str(write_rows(folder / "rows.jsonl", rows)), [*rows[0]])
     encoded, _ = encode_rows(source, encode, block_size)
     return encoded.padded(np.arange(len(encoded)), block_size)
@@ -338,6 +341,64 @@ def test_the_template_travels_with_the_model(base, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", CHATS)
     assert tune(base, data, tmp_path / "run", "--data.format", "messages") == 0
     assert Tokenizer.load(tmp_path / "run" / "best").config["chat_template"] == PLAIN
+
+
+def test_rows_of_from_and_value_are_those_of_role_and_content(tokenizer):
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    encode = Conversations("messages", tokenizer)
+    older = [
+        {"messages": [{"from": names[m["role"]], "value": m["content"]} for m in c["messages"]]} for c in CHATS[:9]
+    ]
+    rows = [[(f"row {n}", row) for n, row in enumerate(rows)] for rows in (CHATS[:9], older)]
+    assert list(encode(rows[0])) == list(encode(rows[1]))
+    assert encode.question == CHATS[8]["messages"][:2]
+
+
+def test_a_run_on_conversations_samples_an_answer_and_says_how_to_talk_to_it(base, tmp_path, capsys, monkeypatch):
+    data, out = write_rows(tmp_path / "rows.jsonl", CHATS), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert tune(base, data, Path("run"), "--data.format", "messages", "--max_steps", "6") == 0
+    command = re.search(r"^talk to it: (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    asked = "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in CHATS[-1]["messages"][:2]) + "<|assistant|>\n"
+    facts = json.loads((out / "run.json").read_text(encoding="utf-8"))["sample"]
+    assert (facts["prompt"], facts["question"]) == (asked, CHATS[-1]["messages"][:2])
+    assert (out / "samples" / "step-000006.txt").read_text(encoding="utf-8") == asked + facts["text"]
+    words = shlex.split(command)  # nanogpt-hub, or python -m nanogpt_hub where that is not on the PATH
+    assert words[-2:] == ["chat", "run/best"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    talk = [
+        sys.executable,
+        "-m",
+        "nanogpt_hub",
+        *words[-2:],
+        "--max-new-tokens",
+        "8",
+        "--seed",
+        "1",
+        "--system",
+        "Ann likes figs.",
+    ]
+    done = subprocess.run(talk, input=b"What does Ann eat?\nHow many?\n", env=env, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.count(b"\n") >= 2
+
+    card = (out / "best" / "README.md").read_text(encoding="utf-8")
+    ours, theirs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert "nanogpt-hub chat run/best" in card
+    assert "parameters that was tuned on conversations" in card
+    assert "A question, as the chat template writes it, and the answer." in card
+    assert f"chat.say({CHATS[-1]['messages'][1]['content']!r}" in ours
+    for code in (ours, theirs):
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.strip()
+
+
+def test_the_users_own_question_is_asked(base, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", CHATS)
+    assert tune(base, data, tmp_path / "run", "--data.format", "messages", "--eval.prompt", "What does Ann eat?") == 0
+    sample = (tmp_path / "run" / "samples" / "step-000004.txt").read_text(encoding="utf-8")
+    assert sample.startswith("<|user|>\nWhat does Ann eat?\n<|assistant|>\n")
 
 
 def test_an_answer_that_later_turns_change_is_not_learned(tokenizer, tmp_path):
@@ -491,6 +552,7 @@ QUESTION = '{"question": "a", "answer": "b"}\n'
 LATER = '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n'
 USER = '{"messages": [{"role": "user", "content": "a"}]}\n'
 SHAREGPT = '{"messages": [{"from": "human", "value": "a"}]}\n'
+NOBODY = '{"messages": [{"from": "nobody", "value": "a"}]}\n'
 BAD = {
     "another column": ("completion", "a.jsonl", QUESTION, "no column 'prompt'; it has question, answer"),
     "a column missing later": ("completion", "a.jsonl", LATER, "line 2 has no column 'completion'; it has prompt"),
@@ -501,7 +563,9 @@ BAD = {
     "half of one said": ("messages", "a.jsonl", USER.replace("a\"}", "\\ud800\"}"), "surrogate"),
     "nobody answers": ("messages", "a.jsonl", USER, "none of the 1 rows"),
     "no messages": ("messages", "a.jsonl", '{"messages": "hello"}\n', "list of {role, content}"),
-    "other keys": ("messages", "a.jsonl", SHAREGPT, "list of {role, content}"),
+    "other keys": ("messages", "a.jsonl", SHAREGPT.replace("value", "text"), "or of {from, value}"),
+    "nobody answers a human": ("messages", "a.jsonl", SHAREGPT, "none of the 1 rows"),
+    "a speaker that is not known": ("messages", "a.jsonl", NOBODY, "from 'nobody'; known are system, human"),
     "no JSON": ("completion", "a.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt"\n', "line 2: not valid JSON"),
     "no object": ("completion", "a.jsonl", "[1]\n", "row 1: an object with columns was expected, not int"),
     "no list": ("completion", "a.json", "3", "line 1: an object with columns was expected"),
@@ -533,7 +597,7 @@ def test_pretraining_leaves_it_to_finetuning(pairs, tmp_path, capsys, flags):
         pretrain.main([*flags, "--data.source", str(source), "--out_dir", str(tmp_path / "run"), "--device", "cpu"])
         == 2
     )
-    assert "belongs to train.finetune" in capsys.readouterr().err
+    assert "nanogpt-hub finetune" in capsys.readouterr().err
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Training runs from their entry points: exactness, interruption, refusals, and what a run leaves behind."""
 
+import base64
 import json
 import os
 import signal
@@ -7,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from nanogpt_hub import stories
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.lens import attention_maps
+from nanogpt_hub.runs import read_run
 from train import pretrain, trainer
 from train.config import make_parser, parse
 from train.hardware import choose_precision
@@ -79,7 +83,13 @@ def test_a_run_leaves_models_state_metrics_curve_samples_config_and_facts(plain)
     assert rows[20]["tokens"] == 20 * 8 * 16
     assert rows[20]["val_loss"] < rows[0]["val_loss"]
     assert (plain / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert [p.name for p in sorted((plain / "samples").iterdir())] == [f"step-{s:06d}.txt" for s in (0, 10, 20)]
+    kept = [f"step-{s:06d}{what}" for s in (0, 10, 20) for what in ("-attention.json", ".txt")]
+    assert sorted(path.name for path in (plain / "samples").iterdir()) == kept
+    maps = read_run(plain).attention(20)
+    assert (maps["layers"], maps["heads"], len(maps["tokens"])) == (2, 2, 16)
+    expected = attention_maps(load_model(plain / "last")[0], tokenizer.encode("".join(maps["tokens"])))
+    read = np.frombuffer(base64.b64decode(maps["maps"][1][0]), np.uint8).reshape(16, 16)
+    assert np.abs(read / 255 - expected[1, 0].numpy()).max() < 0.5 / 255 + 1e-3
     assert "n_layer: 2" in (plain / "config.yaml").read_text(encoding="utf-8")
     facts = json.loads((plain / "run.json").read_text(encoding="utf-8"))
     assert facts["training"]["steps"] == 20

@@ -1,9 +1,9 @@
 // The text as tokens: coloured by surprise, or by where the model looks. The page's main view.
 //
-// {run, from, tokens: [[text, name, p, q]], prompt: [[text, name, bits?]], offset, given, done, mark, panel}
+// {run, from, tokens: [[text, name, p, q]], prompt: [[text, name, bits?]], offset, given, done, stopped, mark, panel, quiet}
 // `from` says which token is the first of `tokens`: while a text grows only what is new is sent, with an overlap, and
 // all of it at the end. p is the model's probability, q that after the samplers. A token is known by its number n in
-// prompt and text together.
+// prompt and text together. A quiet view does not tell screen readers when it ended.
 (() => {
   const { views, make, percent, visible, viewOf, announce, roving } = nanogpt;
 
@@ -100,7 +100,7 @@
     for (const n of data.differs ?? []) state.spans[data.offset + n]?.classList.add("differs");
     const marked = state.spans[data.offset + (data.mark ?? -1)];
     if (marked && data.mark !== null && !marked.classList.contains("mark")) { marked.classList.add("mark"); marked.title += ", the first that differs"; }
-    if (root.classList.contains("writing") && data.done) announce(`The text ended after ${state.drawn - (data.given ?? 0)} new tokens.`);
+    if (root.classList.contains("writing") && data.done && !data.quiet) announce(`${data.stopped ? "Stopped" : "The text ended"} after ${state.drawn - (data.given ?? 0)} new tokens.`);
     root.classList.toggle("writing", data.done === false);
   };
 

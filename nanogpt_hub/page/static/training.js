@@ -1,15 +1,17 @@
 // How a model learned: loss curves with a cursor, a slider over the kept steps, and the sample of each; play runs through.
 //
+// The view `growth` below shows where one head looks at each of these steps; it follows the same slider and play button.
+//
 // {runs: [{name, curves: {train_loss: [[step, value]], val_loss, learning_rate, tokens_per_second}}], steps: [{step,
 // note, text, usable}], live, last, max}
 (() => {
-  const { views, make, svg, announce } = nanogpt;
+  const { views, make, svg, bytes, announce, viewOf, roving, headMap } = nanogpt;
   const NAMES = { train_loss: "training", val_loss: "validation", learning_rate: "learning rate", tokens_per_second: "tokens/s" };
-  const W = 640, LEFT = 46, BOTTOM = 24, TOP = 10;
+  const LEFT = 46, BOTTOM = 24, TOP = 10;
   const short = (n) => (n !== 0 && Math.abs(n) < 0.01 ? n.toExponential(1) : n >= 1e6 ? (n / 1e6).toFixed(1) + "M" : n >= 1e3 ? (n / 1e3).toFixed(1) + "k" : String(+n.toFixed(n < 1 ? 3 : 2)));
 
   // Lines over steps: [{points: [[step, value]], name, style}], as one SVG with axes. `cursor` marks a step.
-  const chart = (lines, title, H) => {
+  const chart = (lines, title, H, W) => {
     const points = lines.flatMap((line) => line.points);
     if (!points.length) return null;
     const last = Math.max(...points.map(([step]) => step), 1);
@@ -34,8 +36,8 @@
     runs.flatMap((run, r) => keys.map((key, k) => ({ points: run.curves[key] ?? [], name: [runs.length > 1 || keys.length === 1 ? run.name : "", keys.length > 1 ? NAMES[key] : ""].filter(Boolean).join(": "), style: `run${r % 3} ${k === 0 && run.curves[keys[1]]?.length ? "thin" : ""}` })))
       .filter((line) => line.points.length);
 
-  const figure = (lines, title, H = 240) => {
-    const drawing = chart(lines, title, H);
+  const figure = (lines, title, H = 240, W = 640) => {
+    const drawing = chart(lines, title, H, W);
     if (!drawing) return null;
     const keys = lines.map((line) => make("span", "key", null, make("i", line.style), line.name));
     const made = make("figure", "", null, make("figcaption", "", null, make("b", "", title), ...keys), drawing);
@@ -49,14 +51,13 @@
     const { runs, steps } = data, before = root.shown;
     const atEnd = !before || before.name !== runs[0].name || before.at >= before.count - 1;
     const loss = figure(linesOf(runs, ["train_loss", "val_loss"]), "Loss, nats per token");
-    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 150), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 150)].filter(Boolean);
+    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 130, 320), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 130, 320)].filter(Boolean);
     const parts = [];
     if (data.live) parts.push(make("p", "live", `This run is going on: step ${data.last.toLocaleString("en")}${data.max ? " of " + data.max.toLocaleString("en") : ""}. The page follows it.`));
     const stage = make("div", "learning");
-    if (loss) stage.append(make("div", "", null, loss));
+    if (loss) stage.append(make("div", "", null, loss, make("div", "learning small", null, ...others)));
     if (steps.length) stage.append(player(root, data, atEnd ? steps.length - 1 : Math.min(before.at, steps.length - 1), [loss, ...others].filter(Boolean)));
     parts.push(stage);
-    if (others.length) parts.push(make("div", "learning", null, ...others));
     root.replaceChildren(...parts);
   };
 
@@ -75,13 +76,15 @@
       use.disabled = !usable;
       use.title = usable ? "" : "its weights were not kept; a run that pushes to the Hub can keep each step";
       figures.forEach((figure) => figure.moveTo(step));
-      root.shown = { name: runs[0].name, at: n, count: steps.length };
+      viewOf("growth")?.moveTo?.(step);
+      root.shown = { name: runs[0].name, at: n, count: steps.length, step };
     };
-    const stop = () => { clearInterval(root.playing); root.playing = null; play.textContent = "▶ Play"; };
+    const label = (text) => [play, ...document.querySelectorAll("#growth .play")].forEach((button) => (button.textContent = text));
+    const stop = () => { clearInterval(root.playing); root.playing = null; label("▶ Play"); };
     play.addEventListener("click", () => {
       if (root.playing) return stop();
       let n = +slider.value >= steps.length - 1 ? 0 : +slider.value;
-      play.textContent = "❚❚ Pause";
+      label("❚❚ Pause");
       show(n);
       const pause = Math.max(160, Math.min(900, 9000 / steps.length)); // the whole run takes some nine seconds
       root.playing = setInterval(() => {
@@ -97,5 +100,42 @@
     note.id = "step-facts";
     show(at);
     return make("div", "", null, make("div", "controls", null, play, slider), note, text, use);
+  };
+
+  // {run, tokens, heads: [L, H], layer, head, changes: [0..1 for each head], steps: [[step, base64 of T*T bytes]]}
+  views.growth = (root, data) => {
+    root.moveTo = null;
+    if (!data) return root.replaceChildren();
+    const { layer, head, steps } = data, [L, H] = data.heads;
+    const grid = make("div", "atts"), play = make("button", "play", "▶ Play"), at = make("span", "figures-line");
+    play.type = "button";
+    play.addEventListener("click", () => document.querySelector("#training .play")?.click());
+    grid.style.gridTemplateColumns = `repeat(${H}, minmax(0, 26px))`;
+    grid.setAttribute("role", "group");
+    grid.setAttribute("aria-label", `attention: ${L} layers of ${H} heads`);
+    for (let n = 0; n < L * H; n++) {
+      const button = make("button", "att"), on = n === layer * H + head;
+      button.type = "button";
+      button.tabIndex = on ? 0 : -1;
+      button.classList.toggle("on", on);
+      button.setAttribute("aria-pressed", on);
+      button.title = `layer ${Math.floor(n / H) + 1}, head ${(n % H) + 1}`;
+      button.setAttribute("aria-label", button.title);
+      button.style.setProperty("--look", data.changes[n].toFixed(3));
+      button.addEventListener("click", () => root.trigger("input", { layer: Math.floor(n / H), head: n % H, run: data.run }));
+      grid.append(button);
+    }
+    roving(grid, ".att", null, H);
+    const shown = headMap(data.tokens, `layer ${layer + 1}, head ${head + 1}`);
+    const hint = make("p", "hint", "Each square is a head, each row a layer; the darker ones changed most in this run. Choose one, and play: it begins by looking everywhere, and finds out where it pays to look.");
+    root.replaceChildren(make("h3", "", `Where layer ${layer + 1}, head ${head + 1} looks`), make("div", "growth-row", null, make("div", "", null, grid, make("div", "controls", null, play, at), hint), shown));
+    const playing = viewOf("training")?.playing;
+    play.textContent = playing ? "❚❚ Pause" : "▶ Play";
+    root.moveTo = (step) => {
+      const [kept, map] = steps.findLast(([other]) => other <= step) ?? steps[0];
+      at.textContent = `step ${kept.toLocaleString("en")}`;
+      shown.show(bytes(map));
+    };
+    root.moveTo(viewOf("training")?.shown?.step ?? Infinity);
   };
 })();

@@ -1,6 +1,6 @@
 // Tables, bars, attention maps, the logit lens and the tokenizer's pieces.
 (() => {
-  const { views, make, percent, visible, heat, bytes, bar, table, scrollable } = nanogpt;
+  const { views, make, percent, visible, heat, bytes, bar, table, scrollable, roving } = nanogpt;
 
   // --- numbers ---------------------------------------------------------------------------------------------------
 
@@ -36,33 +36,44 @@
     context.putImageData(image, 0, 0);
   };
 
-  const enlarge = (place, data, layer, head) => {
-    const T = data.tokens.length, map = bytes(data.maps[layer][head]), canvas = make("canvas", "large");
-    const strip = make("div", "token-text"), says = make("p", "hint");
-    const spans = data.tokens.map((text, n) => {
+  // One head over a text, as a map and in the text itself: choose a token to see where it looks. `show` sets the map.
+  const headMap = (tokens, name) => {
+    const T = tokens.length, canvas = make("canvas", "large"), strip = make("div", "token-text"), says = make("p", "hint");
+    let map = null, chosen = T - 1;
+    const look = (n) => {
+      chosen = n;
+      const row = map.subarray(n * T, n * T + T), best = row.indexOf(Math.max(...row));
+      spans.forEach((other, m) => {
+        other.style.backgroundColor = m <= n ? `rgba(var(--look-rgb), ${(0.7 * Math.sqrt(row[m] / 255)).toFixed(3)})` : "";
+        other.classList.toggle("on", m === n);
+        other.classList.toggle("future", m > n);
+      });
+      says.textContent = `${visible(tokens[n])} (token ${n + 1}) looks most at ${visible(tokens[best])} (token ${best + 1}): ${percent(row[best] / 255)} of its attention.`;
+    };
+    const spans = tokens.map((text, n) => {
       const span = make("span", "token", text.replaceAll("\n", "⏎"));
-      span.tabIndex = 0;
-      const look = () => {
-        const row = map.subarray(n * T, n * T + T);
-        spans.forEach((other, m) => {
-          other.style.backgroundColor = m <= n ? `rgba(var(--look-rgb), ${(0.7 * Math.sqrt(row[m] / 255)).toFixed(3)})` : "";
-          other.classList.toggle("on", m === n);
-          other.classList.toggle("future", m > n);
-        });
-        const best = row.indexOf(Math.max(...row));
-        says.textContent = `${visible(text)} (token ${n + 1}) looks most at ${visible(data.tokens[best])} (token ${best + 1}): ${percent(row[best] / 255)} of its attention.`;
-      };
-      span.addEventListener("mouseenter", look);
-      span.addEventListener("focus", look);
-      span.addEventListener("click", look);
+      span.tabIndex = n === T - 1 ? 0 : -1;
+      span.setAttribute("role", "button");
+      span.setAttribute("aria-label", `${visible(text)}, token ${n + 1}`);
+      for (const event of ["mouseenter", "focus", "click"]) span.addEventListener(event, () => look(n));
       return span;
     });
     strip.append(...spans);
+    strip.setAttribute("role", "group");
+    strip.setAttribute("aria-label", "the text as tokens; arrow keys move, and each shows where it looks");
+    roving(strip, ".token");
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `attention map of layer ${layer + 1}, head ${head + 1}`);
-    place.replaceChildren(make("h4", "", `Layer ${layer + 1}, head ${head + 1}`), make("div", "enlarged", null, canvas, make("div", "", null, strip, says)));
-    paint(canvas, map, T);
-    spans[T - 1].click();
+    canvas.setAttribute("aria-label", `attention map of ${name}`);
+    const made = make("div", "enlarged", null, canvas, make("div", "", null, strip, says));
+    made.show = (weights) => { map = weights; paint(canvas, map, T); look(chosen); };
+    return made;
+  };
+  nanogpt.headMap = headMap;
+
+  const enlarge = (place, data, layer, head) => {
+    const shown = headMap(data.tokens, `layer ${layer + 1}, head ${head + 1}`);
+    place.replaceChildren(make("h4", "", `Layer ${layer + 1}, head ${head + 1}`), shown);
+    shown.show(bytes(data.maps[layer][head]));
   };
 
   views.attention = (root, data) => {

@@ -75,6 +75,7 @@ def render(template: jinja2.Template, request: dict) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows it comes to all processes of a console
     limit_memory()
     template = None
     for line in sys.stdin.buffer:
