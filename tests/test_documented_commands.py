@@ -34,7 +34,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorte
 PAGES.remove("docs/change-the-architecture.md")
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )?(?:\S*/)?(nanogpt-hub|python|make|accelerate|bash|git|pip) |\S+\\activate")
 SET_UP = re.compile(
-    r"python -m venv|\S+activate|(python -m )?pip install|git "
+    r"python -m venv|\S*activate|(python -m )?pip install|git "
 )  # they need a network; a wheel has a test of its own
 
 
