@@ -230,7 +230,7 @@ def test_commands_in_the_code_exist():
     found = list(printed_commands())
     assert len(found) > 10
     for place, text in found:
-        command, _, rest = text.partition(" ")
+        command, rest = re.match(r"([a-z]+)(.*)", text).groups()
         flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", rest)
         if command not in known:
             wrong.append(f"{place}: {command}")
