@@ -17,16 +17,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, files_of, make_chat_model, write_nanogpt
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from helpers import ROOT, write_nanogpt
 
 from nanogpt_hub import cli
-from train import finetune, prepare, pretrain
+from train import cost, finetune, prepare, pretrain
 from train.config import make_parser
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
     "--max_steps 2 --batch_size 2 --eval.interval 1 --eval.max_windows 2 --eval.sample_tokens 4 --save.interval 2 "
-    "--device cpu --data.cache_dir cache"
+    "--micro_batch_size 0 --data.val_fraction 0.1 --device cpu --data.cache_dir cache"
 )
 SHAPE = "--model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte"
 NANOGPT = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=False, vocab_size=3, dropout=0.0)
@@ -41,7 +43,8 @@ SET_UP = re.compile(
 def commands_of(page: str) -> Iterator[str]:
     """The lines of its code blocks and its inline code that call one of our programs."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh|text|powershell|bat|)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in ("", "sh", "text", "powershell", "bat")]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *spans]:
         command = re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ")
@@ -56,8 +59,8 @@ DOCUMENTED = list(dict.fromkeys((page, command) for page in PAGES for command in
 def trained(tmp_path_factory) -> Path:
     """One small run, which stands for every run that the text speaks of."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "my.txt").write_text(TEXT, encoding="utf-8")
-    flags = [*SMALL.split(), *SHAPE.split(), "--data.source", str(folder / "my.txt")]
+    (folder / "fox.txt").write_text(TEXT, encoding="utf-8")
+    flags = [*SMALL.split(), *SHAPE.split(), "--data.source", str(folder / "fox.txt")]
     cache = ["--data.cache_dir", str(folder / "cache")]
     assert pretrain.main([*flags, "--out_dir", str(folder / "run"), "--model.preset", "llama", *cache]) == 0
     return folder / "run"
@@ -102,7 +105,9 @@ def test_documented_command(page, command, workspace, trained, hub, monkeypatch)
     assignments = re.match(r"(?:[A-Z_]+=\S+ )*", command)[0].split()
     for name, value in (assignment.split("=", 1) for assignment in assignments):
         monkeypatch.setenv(name, value)
-    words = [word.replace("~", str(workspace)) for word in shlex.split(command.replace("\\", "/"))[len(assignments) :]]
+    if SET_UP.match(command):
+        return
+    words = [word.replace("~", str(workspace)) for word in shlex.split(command)[len(assignments) :]]
     for folder in re.findall(r"(?<!--out_dir )\bout/[\w-]+", command):
         if not (workspace / folder).exists() and not folder.endswith("/imported"):
             shutil.copytree(trained, workspace / folder)
@@ -125,17 +130,18 @@ def run(words: list[str]) -> None:
     """One command, in this process where that is the same."""
     program, *args = words
     program = Path(program).name.removesuffix(".exe")
-    if SET_UP.match(" ".join([program, *args])):
-        return
     if program == "python" and args[0] == "-m":
         program, args = args[1], args[2:]
     if program in ("nanogpt-hub", "nanogpt_hub"):
         assert status_of(cli.main, as_small(args)) == 0
+    elif program == "train.cost":
+        assert status_of(cost.main, args) == 0
     elif program in TRAINERS:
         assert status_of(TRAINERS[program].main, small_run(args)) == 0
     elif program == "accelerate":
-        assert args[:2] == ["launch", "-m"]
-        run(["python", "-m", *(word for word in args[2:] if word != "...")])
+        module = args.index("-m")
+        launched(args[:module])
+        run(["python", *(word for word in args[module:] if word != "...")])
     elif program == "make":
         subprocess.run(["make", "-n", *args], cwd=ROOT, check=True, capture_output=True, timeout=60)
     elif program == "python" and args[0] == "app.py":
@@ -146,6 +152,13 @@ def run(words: list[str]) -> None:
 
 TRAINERS = {"train.pretrain": pretrain, "train.finetune": finetune, "train.prepare": prepare}
 SERVERS = ("web", "app")
+
+
+def launched(args: list[str]) -> None:
+    """Accelerate's launcher knows the flags, and the configuration file is one of its own."""
+    parsed = launch_command_parser().parse_args([*args[1:], "script.py"])
+    if parsed.config_file:
+        load_config_from_file(str(ROOT / parsed.config_file))
 
 
 def status_of(main, args: list[str]) -> int:
@@ -164,6 +177,8 @@ def as_small(args: list[str]) -> list[str]:
         return [args[0], "--help"]
     if args[0] in ("train", "finetune", "prepare"):
         return [args[0], *small_run(args[1:])]
+    if args[0] == "plan":
+        return args
     if args[0] in ("generate", "chat"):
         return [*args, "--max-new-tokens", "4"]
     if args[0] == "eval":
@@ -176,7 +191,7 @@ def small_run(args: list[str]) -> list[str]:
         return ["--help"]
     of_another = "--resume" in args or "--from" in args
     longer = ["--max_steps", "4"] if "--resume" in args else []
-    source = [] if "--data.source" in args else ["--data.source", "my.txt"]
+    source = [] if "--data.source" in args else ["--data.source", "my.txt", "--data.revision", ""]
     return [*args, *source, *SMALL.split(), *([] if of_another else SHAPE.split()), *longer]
 
 
@@ -243,7 +258,7 @@ def test_commands_in_the_code_exist():
     found = list(printed_commands())
     assert len(found) > 10
     for place, text in found:
-        command, _, rest = text.partition(" ")
+        command, rest = re.match(r"([a-z]+)(.*)", text).groups()
         flags = re.findall(r"(?<!\S)--[a-z][\w.-]*", rest)
         if command not in known:
             wrong.append(f"{place}: {command}")
