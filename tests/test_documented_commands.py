@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from helpers import ROOT, write_nanogpt
+from helpers import ROOT, files_of, make_chat_model, write_nanogpt
 
 from nanogpt_hub import cli
 from train import cost, finetune, prepare, pretrain
