@@ -569,7 +569,11 @@ def app_folder(tmp_path) -> Path:
 
 def test_a_space_has_what_the_app_needs_and_nothing_else(app_folder):
     files = collect_space(app_folder, REPO, preload="0" * 40)
-    library = [path for path in (app_folder / "nanogpt_hub").rglob("*") if path.is_file() and path.name != "data.bin"]
+    library = [
+        path
+        for path in (app_folder / "nanogpt_hub").rglob("*")
+        if path.is_file() and path.suffix not in (".bin", ".typed")
+    ]
     names = {path.relative_to(app_folder).as_posix() for path in library if "__pycache__" not in path.parts}
     assert set(files) == {"app.py", "requirements.txt", "README.md", *names}
     needed = files["requirements.txt"].decode().split()
