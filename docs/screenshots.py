@@ -28,7 +28,7 @@ DOCS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TALL = {"width": 1280, "height": 1180}  # the whole panel beside the text
-GIF_WIDTH, GIF_COLORS, FRAME_MS = 760, 96, 260  # so that the file stays under 2 MB
+GIF_SIZE, GIF_COLORS, FRAME_MS = (760, 760 * 1180 // 1280), 96, 260  # so that the file stays under 2 MB
 POINTER = """addEventListener("DOMContentLoaded", () => {
   const dot = document.createElement("div");
   dot.style.cssText = "position: fixed; z-index: 999; width: 18px; height: 18px; margin: -9px; border-radius: 50%; " +
@@ -163,9 +163,9 @@ class Film:
     def save(self, path: Path) -> None:
         """As a GIF in one palette, so that what does not change costs nothing."""
         some = self.frames[:: max(1, len(self.frames) // 12)]
-        sheet = Image.new("RGB", (GIF_WIDTH, some[0].height * len(some)))
+        sheet = Image.new("RGB", (GIF_SIZE[0], GIF_SIZE[1] * len(some)))
         for n, frame in enumerate(some):
-            sheet.paste(frame, (0, n * frame.height))
+            sheet.paste(frame, (0, n * GIF_SIZE[1]))
         palette = sheet.quantize(GIF_COLORS)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
