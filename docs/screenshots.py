@@ -140,9 +140,7 @@ class Film:
             act()
         for _ in range(times):
             picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-            self.frames.append(
-                picture.resize((GIF_WIDTH, GIF_WIDTH * TALL["height"] // TALL["width"]), Image.Resampling.LANCZOS)
-            )
+            self.frames.append(picture.resize(GIF_SIZE, Image.Resampling.LANCZOS))
             self.page.wait_for_timeout(100)
 
     def point(self, selector: str, n: int = 0, times: int = 2, click: bool = False) -> None:
