@@ -15,6 +15,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 from train.config import TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
+from train.optim import OPTIMIZERS
 from train.report import FLOOR, UNIGRAM
 
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
@@ -26,9 +27,7 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
         "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
         "training": {
             "hyperparameters": hyperparameters(config),
-            "optimizer": {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[
-                config.optim.name
-            ],
+            "optimizer": OPTIMIZERS[config.optim.name],
             "seed": config.seed,
             "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES},
             "command": command,

@@ -15,6 +15,10 @@ from nanogpt_hub.model import GPT
 from train.config import OptimConfig
 from train.hardware import has_fast_bf16
 
+OPTIMIZERS = {  # what cards say of a run's optimizer
+    "adamw": "AdamW",
+    "muon": "Muon for the blocks' matrices, AdamW for the rest",
+}
 # Newton-Schulz (Muon: Keller Jordan, 2024) by four odd quintics, one after the other, fitted for the smallest largest
 # error (the idea: Polar Express, arXiv:2505.16932): singular values from 0.005 to 1 end within 0.15 of 1.
 NS_COEFFICIENTS = (
