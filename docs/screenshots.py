@@ -81,14 +81,6 @@ def visit(browser: Browser, url: str, size: dict, scheme: str, pointer: bool = F
 def wide(browser: Browser, url: str, out: Path) -> None:
     page = visit(browser, url, WIDE, "light")
     page.screenshot(path=out / "app-generate.png")
-    page.set_viewport_size(TALL)
-    page.locator("#output .token:not(.prompt)").nth(30).click()
-    page.locator("#panel .panel-title", has_text="token").wait_for()
-    page.wait_for_function("!document.querySelector('#panel .waiting')")
-    page.locator("#panel .att").nth(1).hover()
-    page.wait_for_timeout(400)
-    page.screenshot(path=out / "app-attention.png")
-    page.set_viewport_size(WIDE)
     for name, ready, file in (
         ("Look inside", "#look-panel .choice", "app-lens.png"),
         ("Training", "#training .play", "app-training.png"),
@@ -101,6 +93,8 @@ def wide(browser: Browser, url: str, out: Path) -> None:
             page.locator("#reread .token").first.wait_for()
         page.wait_for_timeout(1000)
         page.screenshot(path=out / file)
+        if name == "Training" and page.locator("#growth .att").count():
+            page.locator("#growth").screenshot(path=out / "app-head.png")
     page.close()
 
 
