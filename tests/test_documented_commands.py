@@ -27,7 +27,7 @@ from train import cost, finetune, prepare, pretrain
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
     "--max_steps 2 --batch_size 2 --eval.interval 1 --eval.max_windows 2 --eval.sample_tokens 4 --save.interval 2 "
-    "--device cpu --data.cache_dir cache"
+    "--micro_batch_size 0 --data.val_fraction 0.1 --device cpu --data.cache_dir cache"
 )
 SHAPE = "--model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte"
 NANOGPT = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=False, vocab_size=3, dropout=0.0)
@@ -42,7 +42,8 @@ SET_UP = re.compile(
 def commands_of(page: str) -> Iterator[str]:
     """The lines of its code blocks and its inline code that call one of our programs."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh|text|powershell|bat|)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in ("", "sh", "text", "powershell", "bat")]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *spans]:
         command = re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ")
@@ -189,7 +190,7 @@ def small_run(args: list[str]) -> list[str]:
         return ["--help"]
     of_another = "--resume" in args or "--from" in args
     longer = ["--max_steps", "4"] if "--resume" in args else []
-    source = [] if "--data.source" in args else ["--data.source", "my.txt"]
+    source = [] if "--data.source" in args else ["--data.source", "my.txt", "--data.revision", ""]
     return [*args, *source, *SMALL.split(), *([] if of_another else SHAPE.split()), *longer]
 
 
