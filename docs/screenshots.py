@@ -27,7 +27,8 @@ from nanogpt_hub.playground.session import Playground
 DOCS = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-GIF_WIDTH, GIF_COLORS, FRAME_MS = 840, 96, 260  # so that the file stays under 2 MB
+TALL = {"width": 1280, "height": 1180}  # the whole panel beside the text
+GIF_SIZE, GIF_COLORS, FRAME_MS = (760, 760 * 1180 // 1280), 96, 260  # so that the file stays under 2 MB
 POINTER = """addEventListener("DOMContentLoaded", () => {
   const dot = document.createElement("div");
   dot.style.cssText = "position: fixed; z-index: 999; width: 18px; height: 18px; margin: -9px; border-radius: 50%; " +
@@ -45,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", default=None, help="folder of training runs")
     parser.add_argument("--chat", default="", help="a model that was tuned on conversations (default: none)")
+    parser.add_argument("--only", choices=("still", "moving"), help="the pictures or the film alone")
     parser.add_argument("--out", type=Path, default=DOCS, help="where the pictures go (default: docs/)")
     args = parser.parse_args()
     blocks = create_page(Playground(ModelStore(args.model or "tiny", args.runs, any_folder=True)))
@@ -52,11 +54,13 @@ def main() -> None:
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        wide(browser, url, args.out)
-        if args.chat:
-            talk(browser, f"{url}?repo={quote(args.chat)}", args.out)
-        narrow(browser, url, args.out)
-        moving(browser, url, args.out)
+        if args.only != "moving":
+            wide(browser, url, args.out)
+            narrow(browser, url, args.out)
+            if args.chat:
+                talk(browser, f"{url}?repo={quote(args.chat)}", args.out)
+        if args.only != "still":
+            moving(browser, url, args.out)
         browser.close()
     blocks.close()
 
@@ -64,7 +68,7 @@ def main() -> None:
 def visit(browser: Browser, url: str, size: dict, scheme: str, pointer: bool = False) -> Page:
     """The page as it is after the example was shown, without the offer of the tour. pointer: with the mouse drawn."""
     page = browser.new_page(viewport=size, color_scheme=scheme)
-    page.set_default_timeout(180_000)
+    page.set_default_timeout(60_000)
     page.add_init_script("localStorage.setItem('nanogpt-hub-tour', 'seen')")
     if pointer:
         page.add_init_script(POINTER)
@@ -77,12 +81,6 @@ def visit(browser: Browser, url: str, size: dict, scheme: str, pointer: bool = F
 def wide(browser: Browser, url: str, out: Path) -> None:
     page = visit(browser, url, WIDE, "light")
     page.screenshot(path=out / "app-generate.png")
-    page.locator("#output .token:not(.prompt)").nth(30).click()
-    page.locator("#panel .panel-title", has_text="token").wait_for()
-    page.wait_for_function("!document.querySelector('#panel .waiting')")
-    page.locator("#panel .att").nth(1).hover()
-    page.wait_for_timeout(400)
-    page.screenshot(path=out / "app-attention.png")
     for name, ready, file in (
         ("Look inside", "#look-panel .choice", "app-lens.png"),
         ("Training", "#training .play", "app-training.png"),
@@ -95,6 +93,8 @@ def wide(browser: Browser, url: str, out: Path) -> None:
             page.locator("#reread .token").first.wait_for()
         page.wait_for_timeout(1000)
         page.screenshot(path=out / file)
+        if name == "Training" and page.locator("#growth .att").count():
+            page.locator("#growth").screenshot(path=out / "app-head.png")
     page.close()
 
 
@@ -134,7 +134,7 @@ class Film:
             act()
         for _ in range(times):
             picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-            self.frames.append(picture.resize((GIF_WIDTH, GIF_WIDTH * 900 // 1280), Image.Resampling.LANCZOS))
+            self.frames.append(picture.resize(GIF_SIZE, Image.Resampling.LANCZOS))
             self.page.wait_for_timeout(100)
 
     def point(self, selector: str, n: int = 0, times: int = 2, click: bool = False) -> None:
@@ -155,9 +155,9 @@ class Film:
     def save(self, path: Path) -> None:
         """As a GIF in one palette, so that what does not change costs nothing."""
         some = self.frames[:: max(1, len(self.frames) // 12)]
-        sheet = Image.new("RGB", (GIF_WIDTH, some[0].height * len(some)))
+        sheet = Image.new("RGB", (GIF_SIZE[0], GIF_SIZE[1] * len(some)))
         for n, frame in enumerate(some):
-            sheet.paste(frame, (0, n * frame.height))
+            sheet.paste(frame, (0, n * GIF_SIZE[1]))
         palette = sheet.quantize(GIF_COLORS)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
@@ -165,7 +165,7 @@ class Film:
 
 def moving(browser: Browser, url: str, out: Path) -> None:
     """Some twenty seconds: a token is chosen, the temperature moves, heads light up, a branch grows, a run plays."""
-    page = visit(browser, url, WIDE, "light", pointer=True)
+    page = visit(browser, url, TALL, "light", pointer=True)
     film = Film(page)
     film.shoot(3)
     film.point("#output .token:not(.prompt)", 18, times=4, click=True)

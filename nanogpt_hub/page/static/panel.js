@@ -118,7 +118,7 @@
       return Array.from(sum);
     };
     const section = make("section", "", null, make("h3", "", "Where it looks"));
-    const grid = make("div", "atts"), note = make("p", "hint", "Each square is a head, each row a layer; darker looks at fewer tokens. Point at one, and the tokens it looks at light up in the text.");
+    const grid = make("div", "atts"), note = make("p", "hint steady", "Each square is a head, each row a layer; darker looks at fewer tokens. Point at one, and the tokens it looks at light up in the text.");
     grid.style.gridTemplateColumns = `repeat(${H}, minmax(0, 26px))`;
     grid.setAttribute("role", "group");
     grid.setAttribute("aria-label", `attention: ${L} layers of ${H} heads`);
