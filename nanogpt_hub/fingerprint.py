@@ -95,4 +95,5 @@ def name_of(node: ast.stmt) -> str:
     if isinstance(node, ast.Import | ast.ImportFrom):
         return "imports"
     target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-    return getattr(node, "name", None) or getattr(target, "id", "other statements")
+    name: str | None = getattr(node, "name", None)
+    return name or getattr(target, "id", "other statements")

@@ -26,7 +26,7 @@ ROOMS = {
     "sampling": set(),
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
-    "lens": {"model", "tokenizer", "sampling", "generate"},
+    "lens": {"model", "core", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
     "mixture": {"sources", "formats"},
     "duplicates": {"sources", "formats"},

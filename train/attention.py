@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanogpt_hub.core import blocks_of
 from nanogpt_hub.model import GPT
 
 SHORT = {torch.float32: 128, torch.bfloat16: 512}  # the longest contexts, in tokens, that are faster this way
@@ -22,8 +23,8 @@ SHORT = {torch.float32: 128, torch.bfloat16: 512}  # the longest contexts, in to
 
 def use_short_attention(gpt: GPT) -> None:
     """For a model on a CPU. Names of parameters stay as they are."""
-    for block in gpt.h:
-        block.attn.attend = attend
+    for block in blocks_of(gpt):
+        block.attn.attend = attend  # type: ignore[assignment]  # it takes all that the core gives to its own
 
 
 def attend(

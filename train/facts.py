@@ -5,14 +5,15 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nanogpt_hub.evaluate import bits_per_byte
-from nanogpt_hub.hub.card import RunFacts
+from nanogpt_hub.hub.card import BaseFacts, EvaluationFacts, RunFacts, TrainingFacts
 from nanogpt_hub.hub.private import NOT_OTHERS, public_name
 from nanogpt_hub.tokenizer import Tokenizer
-from train.config import TrainConfig, as_settings
+from train.config import HubConfig, TrainConfig, as_settings
 from train.data import Data
 from train.hardware import device_name
 from train.optim import OPTIMIZERS
@@ -21,7 +22,15 @@ from train.report import FLOOR, UNIGRAM
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
 
-def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: dict | None) -> RunFacts:
+class MeasuredFacts(EvaluationFacts, total=False):
+    """What run.json holds beyond what a card shows."""
+
+    unigram_bits_per_byte: float
+
+
+def lasting_facts(
+    config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: BaseFacts | None
+) -> RunFacts:
     """What is known before the first step and stays so."""
     facts: RunFacts = {
         "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
@@ -33,11 +42,21 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
             "command": command,
         },
     }
-    facts |= {name: value for name in ("license", "language") if (value := getattr(config.hub, name))}
+    facts |= given_facts(config.hub)
     if commit := code_commit():
         facts["training"]["commit"] = commit
     if base is not None:
         facts["base_model"] = base
+    return facts
+
+
+def given_facts(config: HubConfig) -> RunFacts:
+    """What only a person can tell, where they did."""
+    facts: RunFacts = {}
+    if config.license:
+        facts["license"] = config.license
+    if config.language:
+        facts["language"] = config.language
     return facts
 
 
@@ -86,7 +105,7 @@ def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
     sampling = trainer.sampling
-    training = {
+    training: TrainingFacts = {
         "steps": p.step,
         "tokens": p.tokens,
         "precision": trainer.precision,
@@ -96,28 +115,34 @@ def progress_facts(trainer) -> RunFacts:
     }
     if trainer.changes:
         training["changes"] = trainer.changes
+    evaluation: MeasuredFacts = {
+        "step": p.evaluated_step,
+        "val_loss": p.last_loss,
+        "bits_per_byte": bits_per_byte(p.last_loss, data.bytes_per_token),
+        "unigram_loss": data.baselines[UNIGRAM],
+        "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
+    }
+    if FLOOR in data.baselines:
+        evaluation["floor_loss"] = data.baselines[FLOOR]
+    if "base_model" in trainer.facts:
+        evaluation["base_loss"] = p.first_loss
     facts: RunFacts = {
         "training": training,
         "data": data.progress(p.step, trainer.config.batch_size),
-        "evaluation": {
-            "step": p.evaluated_step,
-            "val_loss": p.last_loss,
-            "bits_per_byte": bits_per_byte(p.last_loss, data.bytes_per_token),
-            "unigram_loss": data.baselines[UNIGRAM],
-            "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
-        },
+        "evaluation": evaluation,
     }
-    if FLOOR in data.baselines:
-        facts["evaluation"]["floor_loss"] = data.baselines[FLOOR]
-    if "base_model" in trainer.facts:
-        facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
         settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "seed": sampling.seed}
         facts["sample"] = {"prompt": trainer.prompt, "text": trainer.sample, "settings": settings}
     return facts
 
 
-def merged(first: dict, second: dict) -> dict:
+def merged_facts(first: RunFacts, second: RunFacts) -> RunFacts:
+    """Both as one; the second wins."""
+    return cast(RunFacts, merged(first, second))
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one; the second wins."""
     both = dict(first)
     for key, value in second.items():

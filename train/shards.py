@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -137,13 +138,14 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Pieces, starts: bool) -> np.ndar
 _worker_tokenizer: Tokenizer | None = None  # of an encoding process
 
 
-def _start_worker(*tokenizer: object) -> None:
+def _start_worker(json_text: str, config: dict | None) -> None:
     global _worker_tokenizer
     end_with_parent(os.getppid())
-    _worker_tokenizer = Tokenizer(*tokenizer)
+    _worker_tokenizer = Tokenizer(json_text, config)
 
 
 def _encode_in_worker(pieces: Pieces, starts: bool) -> np.ndarray:
+    assert _worker_tokenizer is not None  # _start_worker has made it
     return encode_pieces(_worker_tokenizer, pieces, starts)
 
 
@@ -256,7 +258,8 @@ class _ShardWriter:
     begins."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
-        self.folder, self.dtype, self.file = folder, dtype, None
+        self.folder, self.dtype = folder, dtype
+        self.file: BinaryIO | None = None
         self.lines, ready = read_lines(folder)
         with contextlib.suppress(FileNotFoundError):
             os.truncate(folder / LINES, ready)  # what follows is the half of a line that a killed process wrote
@@ -469,4 +472,7 @@ class TokenRange:
         stretch = min(len(self), SAMPLE_TOKENS)
         parts = 64 if len(self) > stretch else 1
         starts = np.linspace(0, len(self) - stretch // parts, parts).astype(np.int64)
-        return sum(np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
+        counts = np.zeros(vocab_size, np.int64)
+        for start in starts.tolist():
+            counts = counts + np.bincount(self.read(start, stretch // parts), minlength=vocab_size)
+        return counts
