@@ -28,7 +28,7 @@ __all__ = [
 LATER = {"from_pretrained": "nanogpt_hub.hub.resolve", "push_to_hub": "nanogpt_hub.hub.publish"}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in LATER:
         return getattr(importlib.import_module(LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -118,7 +118,7 @@ class _Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         data = self.file.read(len(buffer))
         buffer[: len(data)] = data
         self.left -= len(data)
@@ -130,7 +130,7 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-def _parquet_batch(path: Path, metadata) -> int:
+def _parquet_batch(path: Path, metadata: Any) -> int:
     """How many rows of a parquet file are unfolded together. Raises SourceError for one that is mostly air.
 
     A value is at most as long as its part of the file unpacked, but a short file may repeat a long one in every row.

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -449,7 +449,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise SourceError(f"the Hub dataset {name} cannot be read: {reason}") from error
 
 
-def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
+def _load_hub(name: str, config: str, split: str, revision: str, online: bool) -> Any:
     """The rows: a stream, except for slices such as train[:1%] and for what is only in the local cache."""
     import datasets
 
@@ -467,7 +467,7 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
         ) from error
 
 
-def _read_hub(rows, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
+def _read_hub(rows: Any, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
     """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream. begin: its
     position before the first row; None for a table in the local cache, which has none and is read over instead."""
     first = reading.start["rows"] if reading.start else 0

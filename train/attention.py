@@ -9,6 +9,7 @@ attention is the oracle of the test.
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class _CausalAttention(torch.autograd.Function):
     """y = w v for w = softmax(q k^T / sqrt(D)), whose derivative by the logits is w (dw - sum of w dw)."""
 
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.shape = q.shape  # (B, H, T, D)
         q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (q, k, v))  # (B H, T, D), each of them in one piece
         ctx.scale = q.size(-1) ** -0.5
@@ -55,7 +56,7 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, w = ctx.saved_tensors
         dy = dy.reshape(q.shape)
         dv = w.mT @ dy

@@ -18,6 +18,7 @@ processes encode, when they were killed, or who reads meanwhile.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -247,7 +248,7 @@ def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: boo
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def _sync(file) -> None:
+def _sync(file: IO[Any]) -> None:
     """What was written survives a power cut."""
     file.flush()
     os.fsync(file.fileno())
@@ -292,6 +293,7 @@ class _ShardWriter:
         """Lists the current shard, if it holds anything, as ready; the next one begins at `end`."""
         if not self.tokens:
             return
+        assert self.file is not None  # it holds the tokens
         _sync(self.file)
         self.close()
         line = {"tokens": self.tokens, "max_id": self.max_id, "next": asdict(end)}
@@ -472,7 +474,5 @@ class TokenRange:
         stretch = min(len(self), SAMPLE_TOKENS)
         parts = 64 if len(self) > stretch else 1
         starts = np.linspace(0, len(self) - stretch // parts, parts).astype(np.int64)
-        counts = np.zeros(vocab_size, np.int64)
-        for start in starts.tolist():
-            counts = counts + np.bincount(self.read(start, stretch // parts), minlength=vocab_size)
-        return counts
+        counts = (np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
+        return functools.reduce(np.add, counts)
