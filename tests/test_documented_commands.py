@@ -16,15 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, write_nanogpt
 
 from nanogpt_hub import cli
-from train import finetune, prepare, pretrain
+from train import cost, finetune, prepare, pretrain
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
     "--max_steps 2 --batch_size 2 --eval.interval 1 --eval.max_windows 2 --eval.sample_tokens 4 --save.interval 2 "
-    "--device cpu --data.cache_dir cache"
+    "--micro_batch_size 0 --data.val_fraction 0.1 --device cpu --data.cache_dir cache"
 )
 SHAPE = "--model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte"
 NANOGPT = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=False, vocab_size=3, dropout=0.0)
@@ -39,7 +41,8 @@ SET_UP = re.compile(
 def commands_of(page: str) -> Iterator[str]:
     """The lines of its code blocks and its inline code that call one of our programs."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh|text|powershell|bat|)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in ("", "sh", "text", "powershell", "bat")]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *spans]:
         command = re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ")
@@ -117,11 +120,14 @@ def run(words: list[str]) -> None:
         program, args = args[1], args[2:]
     if program in ("nanogpt-hub", "nanogpt_hub"):
         assert status_of(cli.main, as_small(args)) == 0
+    elif program == "train.cost":
+        assert status_of(cost.main, args) == 0
     elif program in TRAINERS:
         assert status_of(TRAINERS[program].main, small_run(args)) == 0
     elif program == "accelerate":
-        assert args[:2] == ["launch", "-m"]
-        run(["python", "-m", *(word for word in args[2:] if word != "...")])
+        module = args.index("-m")
+        launched(args[:module])
+        run(["python", *(word for word in args[module:] if word != "...")])
     elif program == "make":
         subprocess.run(["make", "-n", *args], cwd=ROOT, check=True, capture_output=True, timeout=60)
     elif program == "python" and args[0] == "app.py":
@@ -132,6 +138,13 @@ def run(words: list[str]) -> None:
 
 TRAINERS = {"train.pretrain": pretrain, "train.finetune": finetune, "train.prepare": prepare}
 SERVERS = ("web", "app")
+
+
+def launched(args: list[str]) -> None:
+    """Accelerate's launcher knows the flags, and the configuration file is one of its own."""
+    parsed = launch_command_parser().parse_args([*args[1:], "script.py"])
+    if parsed.config_file:
+        load_config_from_file(str(ROOT / parsed.config_file))
 
 
 def status_of(main, args: list[str]) -> int:
@@ -148,6 +161,8 @@ def as_small(args: list[str]) -> list[str]:
     if args[0] in SERVERS:
         starts_and_stops([sys.executable, "-m", "nanogpt_hub", *args, "--port", "0"])
         return [args[0], "--help"]
+    if args[0] == "plan":
+        return args
     if args[0] == "prepare":
         return ["prepare", *small_run(args[1:])]
     if args[0] == "generate":
@@ -162,7 +177,7 @@ def small_run(args: list[str]) -> list[str]:
         return ["--help"]
     of_another = "--resume" in args or "--from" in args
     longer = ["--max_steps", "4"] if "--resume" in args else []
-    source = [] if "--data.source" in args else ["--data.source", "my.txt"]
+    source = [] if "--data.source" in args else ["--data.source", "my.txt", "--data.revision", ""]
     return [*args, *source, *SMALL.split(), *([] if of_another else SHAPE.split()), *longer]
 
 

@@ -1,0 +1,67 @@
+"""What a run will cost: the numbers of runs that are known, and the trainer's own estimate of memory."""
+
+import pytest
+from helpers import ROOT
+
+from nanogpt_hub.model import GPT
+from train import cost
+from train.config import make_parser, parse
+from train.plan import step_bytes
+
+
+def config_of(*flags):
+    return parse(make_parser("test", ""), list(flags))[0]
+
+
+GPT2 = str(ROOT / "configs" / "gpt2_124m_openwebtext.yaml")
+
+
+def test_nanogpts_run():
+    """nanoGPT reports about four days on eight A100 for 600,000 steps of 480 x 1024 tokens."""
+    found = cost.cost_of(config_of(GPT2), 8, "A100", mfu=0.4)
+    assert found.n_params == pytest.approx(124e6, rel=0.01)
+    assert found.tokens == 600_000 * 480 * 1024
+    assert found.flops == pytest.approx(6 * 124e6 * found.tokens, rel=0.2)
+    assert 2 < found.seconds / 86400 < 4
+
+
+def test_parameters_are_those_of_the_model():
+    config = config_of("--model.preset=llama", "--model.size=1m", "--data.tokenizer=byte")
+    model = GPT(config.model.gpt_config(257))
+    assert cost.cost_of(config, 1, "T4").n_params == model.num_params()
+    assert cost.in_products(model.config) == model.num_params(embeddings=False)
+
+
+def test_memory_is_the_trainers_own_estimate():
+    config = config_of("--model.size=1m", "--data.tokenizer=byte", "--batch_size=8", "--precision=bf16")
+    found = cost.cost_of(config, 1, "H100")
+    shape = config.model.gpt_config(257)
+    assert found.needed == step_bytes(config, shape, found.n_params, 8, "bf16", "cuda")
+    small = cost.cost_of(config_of(GPT2, "--micro_batch_size=0"), 8, "T4")
+    assert small.needed < 0.9 * 16e9, "the largest micro-batch that fits"
+
+
+def test_what_is_printed(capsys):
+    assert cost.main([GPT2, "--devices", "8xH100", "--price", "2"]) == 0
+    out = capsys.readouterr().out
+    for word in ("parameters", "tokens", "compute-optimal", "optimizer", "8 x H100", "price"):
+        assert word in out
+    assert (
+        cost.main([GPT2, "--devices", "2xT4", "--model.size", "1558m", "--batch_size", "2", "--micro_batch_size", "1"])
+        == 0
+    )
+    assert "it does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices", "8xABC"], "as in 8xH100"),
+        (["--devices", "0xH100"], "as in 8xH100"),
+        (["--devices", "7xH100"], "cannot be divided among 7 devices"),
+        (["--devices", "8xH100", "--mfu", "2"], "mfu must be in"),
+    ],
+)
+def test_bad_input(flags, message, capsys):
+    assert cost.main([GPT2, *flags]) == 2
+    assert message in capsys.readouterr().err
