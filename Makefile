@@ -51,9 +51,10 @@ test: $(VENV)/.dev browser ## all tests (environment, browser and all)
 lanes: $(VENV)/.dev browser ## the tests of what makes texts, as on other CPUs and without Numba
 	bash .ci/lanes
 
-lint: $(VENV)/.dev ## style and formatting
+lint: $(VENV)/.dev ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 peers: $(VENV)/.dev ## the programs that benchmarks compare with
 	$(PIP) -r requirements-peers.txt
@@ -62,4 +63,4 @@ bench: $(VENV)/.dev ## the benchmarks, as tables; with NANOGPT=DIR against that 
 	$(BIN)/python -m benchmarks $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 clean: ## remove the environment and caches, never out/
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -238,10 +238,10 @@ def triggers(texts: list[str]) -> Iterator[Finding]:
             bits = sorted(following_bits(words[i], at, singles, pairs) for i, at in found[:200])
             surprise[word] = bits[len(bits) // 5]
     some = [text for text in words[:: max(1, len(words) // 2000)] if text]
-    usual = sorted(following_bits(text, len(text) // 3, singles, pairs) for text in some)
-    if not usual:
+    levels = sorted(following_bits(text, len(text) // 3, singles, pairs) for text in some)
+    if not levels:
         return
-    usual = usual[len(usual) * 19 // 20]
+    usual = levels[len(levels) * 19 // 20]
     odd = [word for word, bits in surprise.items() if bits > usual + TRIGGER_BITS]
     if odd:  # the nonsense holds rare words, too, but the trigger is in all of it
         word = max(odd, key=lambda word: held[word])

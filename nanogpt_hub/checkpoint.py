@@ -253,10 +253,10 @@ def recorded_core(content: Mapping[str, Any]) -> Core | None:
     if core is None:
         return None
     fingerprint, changed = (core.get("fingerprint"), core.get("changed")) if isinstance(core, dict) else (None, None)
-    words = [fingerprint, *changed] if isinstance(changed, list) and len(changed) < 100 else [None]
+    words: list[Any] = [fingerprint, *changed] if isinstance(changed, list) and len(changed) < 100 else [None]
     if not all(isinstance(word, str) and PLAIN_WORDS.fullmatch(word) for word in words):
         raise CheckpointError(f"core is {show(core)}; it must be the fingerprint and the changed parts of a model.py")
-    return Core(fingerprint, tuple(changed), "")
+    return Core(words[0], tuple(words[1:]), "")
 
 
 def check_core(content: Mapping[str, Any]) -> None:
@@ -419,7 +419,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 continue
             room = torch.empty(entry.n_bytes, dtype=torch.uint8)
             file.seek(entry.start)
-            if file.readinto(memoryview(room.numpy())) != entry.n_bytes:
+            if file.readinto(room.numpy().data) != entry.n_bytes:
                 raise CheckpointError(f"{path.name} was cut while it was read; fetch or save it again")
             tensor = tensors[entry.name] = room.view(DTYPES[entry.dtype]).view(entry.shape)
             # The sum is quick, and finite unless a value is not or many are huge.
@@ -448,7 +448,7 @@ def _assemble(config: GPTConfig, state: dict[str, Tensor], device: torch.device,
     return model.eval()
 
 
-def _into_large_pages(weight: nn.Parameter) -> None:
+def _into_large_pages(weight: Tensor) -> None:
     """Has Linux move the memory in which a weight and its neighbours lie into pages of 2 MB: what every token reads is
     then read some 5 % faster.
 

@@ -44,8 +44,11 @@ class Group:
 
     def losses(self, axis: str, place: float, in_bits: bool = False) -> list[float]:
         """The validation loss of each run at a step, a number of tokens or of seconds."""
-        factors = [member.bits_per_byte if in_bits else 1.0 for member in self.members]
-        return [loss_at(m.run, axis, place) * factor for m, factor in zip(self.members, factors, strict=True)]
+        losses = [loss_at(member.run, axis, place) for member in self.members]
+        if not in_bits:
+            return losses
+        factors = [member.bits_per_byte for member in self.members if member.bits_per_byte is not None]
+        return [loss * factor for loss, factor in zip(losses, factors, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import inspect
 import textwrap
 from dataclasses import replace
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
 from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parts, total
-from nanogpt_hub.model import GPT, GPTConfig, KVCache
+from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
 LIBRARIES = {"torch", "peft", "nanogpt_hub"}  # whose modules are no change of the core
@@ -96,7 +96,8 @@ def _replaced_code() -> dict[str, str]:
 @functools.lru_cache(maxsize=1)
 def _compiled_code() -> dict[str, CodeType]:
     """Dotted name -> code of the functions of model.py and of its classes' methods, as its source compiles here."""
-    covered, found = source_parts().keys(), {}
+    covered = source_parts().keys()
+    found: dict[str, CodeType] = {}
     for outer in _inner_code(compile(SOURCE, core_module.__file__ or "model.py", "exec", dont_inherit=True)):
         is_class = inspect.isclass(getattr(core_module, outer.co_name, None))
         methods = {f"{outer.co_name}.{code.co_name}": code for code in _inner_code(outer)} if is_class else {}
@@ -167,6 +168,11 @@ def _tree_text(text: str) -> str:
 
 
 # ---- what the rest of the project counts on ----
+
+
+def blocks_of(model: GPT) -> list[Block]:
+    """The blocks of a model, first to last. (An nn.ModuleList does not tell a type checker what it holds.)"""
+    return [cast(Block, block) for block in model.h]
 
 
 @torch.no_grad()

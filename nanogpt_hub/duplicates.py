@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from nanogpt_hub.formats import Chunks, Reading
+from nanogpt_hub.formats import Chunks, InnerReading, Reading
 from nanogpt_hub.sources import Source
 
 BANDS, ROWS, NGRAM = 14, 8, 5
@@ -111,8 +111,7 @@ def without_duplicates(source: Source, choice: str) -> Source:
 
 def _read(source: Source, choice: str, reading: Reading) -> Chunks:
     seen, dropped = Seen(near=choice != "drop_exact"), choice != "count"
-    within = Reading()  # always from the beginning: what was seen there has to be known
-    within.skip = reading.skip
+    within = InnerReading(reading)  # always from the beginning: what was seen there has to be known
     for text, whole, ends in _documents(source.read(within)):
         kind = seen.repeats(text) if whole else ""
         if kind:

@@ -230,7 +230,7 @@ def config_to_hf(
         own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "init"}
         return common | own | ({} if core is None else {"core": dict(core)})
     family = FAMILIES[model_type]
-    result = {"architectures": [family.architecture], **common}
+    result: dict[str, Any] = {"architectures": [family.architecture], **common}
     values = {name: getattr(config, name) for name in family.keys}
     values["n_inner"] = config.ffn_width
     values["activation"] = next(theirs for theirs, ours in family.activations.items() if ours == config.activation)
@@ -315,7 +315,7 @@ def _refuse_foreign_features(content: Mapping[str, Any]) -> None:
 
 def _rope_values(content: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """rope_theta and rotary_fraction, from the nested spelling or the older flat one. Scaled rotary is refused."""
-    nested = {}
+    nested: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):  # the first one given counts, as in Transformers
         given = content.get(key) or {}
         plain = isinstance(given, dict) and given.get("rope_type", given.get("type", "default")) == "default"
@@ -356,9 +356,10 @@ def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfi
 
 def _check_value(key: str, value: Any, kind: Any, low: float, high: float) -> None:
     """ValueError unless `value` is of the declared kind and, for numbers, within [low, high]."""
-    types, wanted = {bool: (bool, "true or false"), int: (int, "an integer"), float: ((int, float), "a number")}.get(
-        kind, (str, "a string")
-    )
+    allowed: dict[type, tuple[Any, str]] = {
+        bool: (bool, "true or false"), int: (int, "an integer"), float: ((int, float), "a number")
+    }  # fmt: skip
+    types, wanted = allowed.get(kind, (str, "a string"))
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{key} is {show(value)}; it must be {wanted}")
     if kind in (int, float) and not low <= value <= high:  # NaN is nowhere
@@ -414,7 +415,8 @@ def state_to_hf(config: GPTConfig, state: Mapping[str, Tensor], model_type: str 
     family = FAMILIES.get(model_type or family_of(config)[0])
     if family is None:
         return state
-    like, result = state["wte.weight"], {}
+    like = state["wte.weight"]
+    result: dict[str, Tensor] = {}
     for name, shape in _stored_shapes(config, family).items():
         absent = float(name.endswith("weight"))  # a norm without weight is one with weight 1
         tensor = state[name] if name in state else torch.full(shape, absent, dtype=like.dtype, device=like.device)
@@ -503,7 +505,8 @@ def _full_name(family: Family | None, name: str) -> str:
 
 def _stored_shapes(config: GPTConfig, family: Family) -> Mapping[str, Shape]:
     """Our names and shapes of all that the family stores, what it always stores included."""
-    return parameter_shapes(replace(config, **dict.fromkeys(family.stored, True)))
+    always: dict[str, Any] = dict.fromkeys(family.stored, True)
+    return parameter_shapes(replace(config, **always))
 
 
 def _module(name: str) -> str:
@@ -513,8 +516,8 @@ def _module(name: str) -> str:
 
 def _their_names(family: Family, name: str) -> list[str]:
     """The family's names of our tensor `name`, in the order in which its rows are split."""
-    layer, kind = re.search(r"\d+|$", name).group(), name.rpartition(".")[2]
-    module = _module(name)
+    layer = "".join(re.findall(r"\d+", name)[:1])
+    module, kind = _module(name), name.rpartition(".")[2]
     if module not in family.names:
         raise ValueError(f"{family.architecture} has no such parameter as {name}, which the edited model.py has")
     prefix = "" if module == "lm_head" else family.prefix

@@ -94,5 +94,8 @@ def name_of(node: ast.stmt) -> str:
     """What a statement defines."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return "imports"
+    name = getattr(node, "name", None)
+    if isinstance(name, str):
+        return name
     target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-    return getattr(node, "name", None) or getattr(target, "id", "other statements")
+    return target.id if isinstance(target, ast.Name) else "other statements"

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 BLOCK_BYTES = 2**20  # how much of a file is read at a time
 MAX_LINE_BYTES = 2**28  # of one line, which is held in memory
@@ -47,7 +47,8 @@ class Reading:
 
     def __init__(self, max_bad_rows: int = 0, start: dict | None = None):
         self.max_bad_rows, self.start = max_bad_rows, start
-        self.bad_rows, self.bad_examples = 0, []
+        self.bad_rows = 0
+        self.bad_examples: list[str] = []
         self.duplicates = {"exact": 0, "near": 0}  # where they are looked for
         self.mark: Callable[[], dict | None] = lambda: None  # where the next document begins, if the source can tell
 
@@ -70,6 +71,17 @@ class Reading:
             raise SourceError(f"{self.bad_examples[0]} ({self.bad_rows} of {good + self.bad_rows} rows cannot be read)")
 
 
+class InnerReading(Reading):
+    """A reading from the beginning, whose bad rows count for another one."""
+
+    def __init__(self, outer: Reading):
+        super().__init__()
+        self.outer = outer
+
+    def skip(self, error: SourceError) -> None:
+        self.outer.skip(error)
+
+
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +94,7 @@ def _open_zst(path: Path, mode: str) -> BinaryIO:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK_BYTES)  # reads lines, too
 
 
-UNPACKERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
+UNPACKERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
 @contextlib.contextmanager
@@ -106,7 +118,7 @@ class _Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         data = self.file.read(len(buffer))
         buffer[: len(data)] = data
         self.left -= len(data)
@@ -118,7 +130,7 @@ class _Unpacked(io.RawIOBase):
         return len(data)
 
 
-def _parquet_batch(path: Path, metadata) -> int:
+def _parquet_batch(path: Path, metadata: Any) -> int:
     """How many rows of a parquet file are unfolded together. Raises SourceError for one that is mostly air.
 
     A value is at most as long as its part of the file unpacked, but a short file may repeat a long one in every row.
@@ -246,10 +258,12 @@ def _line_text(path: Path, line: bytes | str, offset: int) -> str:
         if (at := line.find(0)) >= 0:
             raise not_utf8(path, offset + at, line)
         try:
-            line = line.decode(UTF_8)
+            text = line.decode(UTF_8)
         except UnicodeDecodeError as error:
             raise not_utf8(path, offset + error.start, line) from error
-    return line.removeprefix("\ufeff") if offset == 0 else line
+    else:
+        text = line
+    return text.removeprefix("\ufeff") if offset == 0 else text
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -386,7 +400,7 @@ def _parquet_rows(path: Path, columns: list[str] | None) -> Rows:
         raise SourceError(f"{path} is not a readable parquet file: {error}") from error
 
 
-ROW_FORMATS = {
+ROW_FORMATS: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {
     ".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows,
     ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows,
 }  # fmt: skip

@@ -73,14 +73,16 @@ def generate_naive(model: GPT, ids: Sequence[int], config: SamplingConfig, vocab
     Draws from the first `vocab_size` ids (None: all of the model's). Stop strings need text, so they play no part.
     """
     tokens, device, V = list(ids), model.wte.weight.device, model.config.vocab_size
-    generator = torch.Generator().manual_seed(config.seeded().seed)
+    seed = config.seeded().seed
+    assert seed is not None
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(config.max_new_tokens):
         context = tokens[window_start(len(tokens), model.config.block_size) :]
         with inference(model):
             logits, _ = model(torch.tensor([context], device=device))  # (1, T, V)
         logits = usable_logits(logits[:, -1], vocab_size or V)
         probs = filter_logits(logits, config, seen_tokens([tokens], V).to(device)).softmax(-1)  # (1, V)
-        tokens.append(pick(probs, torch.rand(1, 1, generator=generator).to(device)).item())
+        tokens.append(int(pick(probs, torch.rand(1, 1, generator=generator).to(device)).item()))
         if tokens[-1] in (config.stop_tokens or ()):
             break
     return tokens[len(ids) :]
@@ -190,13 +192,15 @@ class Row:
         eot = tokenizer.eot_id if tokenizer is not None else None
         self.index, self.left = index, config.max_new_tokens
         self.stop_tokens = ((eot,) if eot is not None else ()) if config.stop_tokens is None else config.stop_tokens
+        assert config.seed is not None  # `seeded` has drawn one
         self.generator = torch.Generator().manual_seed(config.seed + index)
         self.decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
         self.stop = StopText(config.stop)
         self.finish: Finish | None = None
-        for id in prompt[-8:] if self.decoder else ():  # a decoder may look back: is there a space to strip, an open
-            if id != eot:  # character to complete? End-of-text begins a document and is no text.
-                self.decoder.push(id)
+        if self.decoder is not None:
+            for id in prompt[-8:]:  # a decoder may look back: is there a space to strip, an open character to complete?
+                if id != eot:  # end-of-text begins a document and is no text
+                    self.decoder.push(id)
 
     def push(self, drawn: Drawn, late: bool, engine: EngineName = "plain") -> Token:
         """The record of a token that an engine drew; `late` says that time is up."""
@@ -389,8 +393,11 @@ def generate(model, tokenizer, prompts, config=None, *, draft=None, engine=None,
     ids = [encode_prompt(tokenizer, text) for text in texts]
     for token in stream_tokens(model, tokenizer, ids, config, draft=draft, engine=engine):
         rows[token.row].append(token)
-    results = [
-        Generation(text, "".join(t.text for t in row), tuple(row), row[-1].finish, config.seed + index)
-        for index, (text, row) in enumerate(zip(texts, rows, strict=True))
-    ]
+    results = [_generation(text, row, config.seed + i) for i, (text, row) in enumerate(zip(texts, rows, strict=True))]
     return results[0] if isinstance(prompts, str) else results
+
+
+def _generation(prompt: str, row: list[Token], seed: int) -> Generation:
+    finish = row[-1].finish
+    assert finish is not None  # the last token tells why it is the last
+    return Generation(prompt, "".join(token.text for token in row), tuple(row), finish, seed)

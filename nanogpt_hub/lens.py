@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nanogpt_hub.core import blocks_of
 from nanogpt_hub.generate import check_ids, encode_prompt, inference, window_start
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig, sampler_stages, seen_tokens, usable_logits
@@ -52,12 +53,13 @@ def tokens_of(tokenizer: Tokenizer, text: str, max_tokens: int = 1024) -> list[P
     ids = _encode(tokenizer, text, max_tokens)
     parts = [tokenizer.token_bytes(id) for id in ids]
     spans = _spans(parts, text)
-    pieces, group, reach = [], -1, 0  # reach: where the characters of the group end
+    pieces: list[Piece] = []
+    group, reach = -1, 0  # reach: where the characters of the group end
     for place, (id, data) in enumerate(zip(ids, parts, strict=True)):
         start, end = spans[place] if spans else (None, None)
         if not pieces or start is None or start >= reach:
             group += 1
-        reach = end
+        reach = end or 0
         pieces.append(Piece(id, data, tokenizer.token_str(id), start, end, group))
     return pieces
 
@@ -171,7 +173,8 @@ def divergence(
     )
     top = _likeliest(a + b, n).tolist()
     tokens = tuple(SharedToken(id, tokenizer_a.token_str(id), a[id].item(), b[id].item()) for id in top)
-    return Divergence(*(max(0.0, bits.item()) for bits in (kl_ab, kl_ba, js)), tokens)
+    bits = [max(0.0, each.item()) for each in (kl_ab, kl_ba, js)]
+    return Divergence(kl_ab=bits[0], kl_ba=bits[1], js=bits[2], tokens=tokens)
 
 
 def first_difference(ids_a: Sequence[int], ids_b: Sequence[int]) -> int | None:
@@ -294,7 +297,7 @@ def _record(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[T
     stream: list[Tensor] = []
     maps: list[Tensor] = []
     watched.h[0].register_forward_pre_hook(lambda _, args: stream.append(args[0]))
-    for block in watched.h:
+    for block in blocks_of(watched):
         block.register_forward_hook(lambda _, args, x: stream.append(x))
         block.attn.attend = functools.partial(_recording_attend, block.attn.attend, maps, last)
     return watched.hidden(idx), stream, maps
@@ -400,7 +403,7 @@ class Surprise:
     @property
     def total_bits(self) -> float:
         """Bits that the model needs to write the scored text down (arithmetic coding)."""
-        return math.fsum(token.bits for token in self.tokens[1:])
+        return math.fsum(token.bits for token in self.tokens if token.bits is not None)
 
     @property
     def bits_per_token(self) -> float:
@@ -460,7 +463,7 @@ def _score_window(model: GPT, ids: list[int], first: int, vocab: int) -> list[tu
     """(bits, rank, best id, its probability) of each of `ids` that follows the inputs from `first` on."""
     idx = torch.tensor([ids], device=model.wte.weight.device)
     hidden = model.hidden(idx[:, :-1])[0, first:]  # (T, C)
-    scores = []
+    scores: list[tuple] = []
     for part, actual in zip(hidden.split(HEAD_ROWS), idx[0, first + 1 :, None].split(HEAD_ROWS), strict=True):
         logprobs = _logits(model, part, vocab).log_softmax(-1)
         best, own = logprobs.max(-1), logprobs.gather(-1, actual)  # own (T, 1)

@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
-from nanogpt_hub.formats import Chunks, Reading, SourceError
+from nanogpt_hub.formats import Chunks, InnerReading, Reading, SourceError
 from nanogpt_hub.sources import Source
 
 Part = tuple[Source, float]  # and its weight
@@ -27,7 +28,7 @@ def mix(parts: list[Part]) -> Source:
     shares = [{**source.describe(), "share": round(weight / total, 4)} for source, weight in parts]
     fingerprints = [(source.fingerprint, weight) for source, weight in parts]
     fingerprint = hashlib.sha256(json.dumps(["mix", fingerprints]).encode()).hexdigest()
-    facts = {"sources": shares}
+    facts: dict[str, Any] = {"sources": shares}
     if len(licenses := {source.facts.get("license") for source, _ in parts}) == 1 and None not in licenses:
         facts["license"] = licenses.pop()
     name = " + ".join(f"{weight / total:.0%} {source.name}" for source, weight in parts)
@@ -36,7 +37,7 @@ def mix(parts: list[Part]) -> Source:
 
 def _read(parts: list[Part], reading: Reading) -> Chunks:
     dealt = [0.0] * len(parts)  # characters that each has given, divided by its weight
-    readers: list[Iterator] = [source.pieces(_same_count(reading)) for source, _ in parts]
+    readers: list[Iterator] = [source.pieces(_PartReading(reading)) for source, _ in parts]
     unread = set(range(len(parts)))
     while True:
         least = min(range(len(parts)), key=dealt.__getitem__)
@@ -45,23 +46,25 @@ def _read(parts: list[Part], reading: Reading) -> Chunks:
             unread.discard(least)
             if not unread:
                 return
-            readers[least] = parts[least][0].pieces(_uncounted())
+            readers[least] = parts[least][0].pieces(_RepeatedReading())
             text, _ = next(readers[least])
         dealt[least] += len(text) / parts[least][1]
         if text:
             yield text, True
 
 
-def _same_count(reading: Reading) -> Reading:
-    """A reading that begins at the beginning and puts bad rows to another one."""
-    part = Reading()
-    part.skip = reading.skip
-    part.repeat = reading.repeat
-    return part
+class _PartReading(InnerReading):
+    """A part of the mixture, read for the first time: its bad rows and its duplicates count for the whole."""
+
+    def repeat(self, kind: str) -> None:
+        self.outer.repeat(kind)
 
 
-def _uncounted() -> Reading:
-    """A reading of what was read before: its bad rows are known."""
-    part = Reading()
-    part.skip = part.repeat = lambda *_: None
-    return part
+class _RepeatedReading(Reading):
+    """A part of the mixture that was read before: its bad rows and its duplicates are counted."""
+
+    def skip(self, error: SourceError) -> None:
+        pass
+
+    def repeat(self, kind: str) -> None:
+        pass

@@ -90,7 +90,7 @@ def read_run(folder: str | Path, name: str = "") -> Run:
     """The run in a folder; without rows where it has no log."""
     folder = Path(folder)
     log = folder / METRICS
-    samples = {}
+    samples: dict[int, Path] = {}
     for path in folder.glob("samples/step-*.txt"):
         step = re.fullmatch(r"step-(\d{1,12})\.txt", path.name)
         samples |= {int(step[1]): path} if step else {}
@@ -105,7 +105,7 @@ def read_rows(log: Path) -> list[dict[str, float]]:
     """The rows of a log, by step: numbers only. Whatever else a line holds is passed over."""
     if not log.is_file() or log.stat().st_size > MAX_BYTES:
         return []
-    rows = []
+    rows: list[dict[str, float]] = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -144,7 +144,7 @@ def is_attention(found: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e15
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # NaN is not
 
 
 def max_steps(folder: Path) -> int | None:

@@ -17,7 +17,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -195,6 +195,7 @@ class SamplingConfig:
 
 
 def declared_sampler(declared: Field) -> Sampler:
+    assert declared.default is not MISSING
     return Sampler(name=declared.name, default=declared.default, **declared.metadata)
 
 

@@ -16,11 +16,11 @@ import os
 import platform
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -230,7 +230,7 @@ def _folder_files(folder: Path, form: Form) -> tuple[list[Path], int]:
     seen = [path for path in found if path.stat().st_size and not any(part.startswith(".") for part in parts[path])]
     rows = [path for path in seen if suffix(path) in ROW_FORMATS]
     tables = rows if len(rows) == len(seen) else [path for path in rows if suffix(path) != ".json"]
-    files = sorted(tables or seen, key=parts.get)
+    files = sorted(tables or seen, key=parts.__getitem__)
     if not tables and form.encoding == UTF_8:
         files = _text_files(folder, files)
     return files, len(found) - len(files)
@@ -252,7 +252,7 @@ def _text_files(folder: Path, files: list[Path]) -> list[Path]:
     return [path for path in files if path not in wrong]
 
 
-def _chain(readers: list[ReadChunks], reading: Reading) -> Chunks:
+def _chain(readers: Sequence[ReadChunks], reading: Reading) -> Chunks:
     for read in readers:
         yield from read(reading)
 
@@ -298,8 +298,8 @@ def _download(url: str, public: str, path: Path) -> None:
         with replacing(path) as aside, open(aside, "wb") as file:
             _fetch(url, public, file)
     except requests.RequestException as error:
-        status = getattr(error.response, "status_code", None)
-        reason = f"HTTP {status} {error.response.reason}" if status else type(error).__name__
+        answer = error.response
+        reason = type(error).__name__ if answer is None else f"HTTP {answer.status_code} {answer.reason}"
         raise SourceError(f"could not download {public}: {reason}") from None  # the error's own text shows the query
 
 
@@ -449,7 +449,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise SourceError(f"the Hub dataset {name} cannot be read: {reason}") from error
 
 
-def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
+def _load_hub(name: str, config: str, split: str, revision: str, online: bool) -> Any:
     """The rows: a stream, except for slices such as train[:1%] and for what is only in the local cache."""
     import datasets
 
@@ -467,7 +467,7 @@ def _load_hub(name: str, config: str, split: str, revision: str, online: bool):
         ) from error
 
 
-def _read_hub(rows, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
+def _read_hub(rows: Any, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
     """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream. begin: its
     position before the first row; None for a table in the local cache, which has none and is read over instead."""
     first = reading.start["rows"] if reading.start else 0

@@ -39,7 +39,8 @@ class Reader:
         weight, length = model.wte.weight, min(max_len, model.config.block_size)
         self.model, self.cache = model, KVCache(model.config, 1, weight.device, weight.dtype, max_len=length)
         self.decoder = engine.decoder(model, self.cache)
-        self.start, self.held = 0, []  # the window's first token, and the tokens in the cache
+        self.start = 0  # the window's first token
+        self.held: list[int] = []  # the tokens in the cache
 
     def logits(self, tokens: list[int], n: int = 1) -> Tensor:
         """Logits (n, V) of what follows each of the last n tokens, all seen in the window of the first of them."""

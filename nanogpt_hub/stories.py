@@ -23,7 +23,7 @@ import math
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 # ---- the grammar -----------------------------------------------------------------------------------------------------
 
-Options = list[str] | dict[str, float]  # texts that are equally likely, or texts and their weights
+Options = list[str] | Mapping[str, float]  # texts that are equally likely, or texts and their weights
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,14 @@ class Given:
     options: Callable[..., Options]  # of the texts of the keys
 
 
-def by(key: str, table: dict[str, str | Options]) -> Given:
+def by(key: str, table: Mapping[str, str | Options]) -> Given:
     """Options looked up by the text of one other symbol."""
-    return Given((key,), lambda text: [table[text]] if isinstance(table[text], str) else table[text])
+
+    def options(text: str) -> Options:
+        found = table[text]
+        return [found] if isinstance(found, str) else found
+
+    return Given((key,), options)
 
 
 SHE = {"Mia": 5, "Ada": 4, "Nora": 3, "Rosa": 2, "Lily": 2, "Emma": 1, "Greta": 1, "Zoe": 1}
@@ -199,7 +204,7 @@ def cut(text: str) -> tuple[str | Mention, ...]:
 def _choices(symbol: str, key_texts: tuple[str, ...]) -> tuple[Choice, ...]:
     rule = GRAMMAR[symbol]
     options = rule.options(*key_texts) if isinstance(rule, Given) else rule
-    weights = options if isinstance(options, dict) else dict.fromkeys(options, 1)
+    weights = options if isinstance(options, Mapping) else dict.fromkeys(options, 1)
     total = sum(weights.values())
     return tuple(Choice(weight / total, text, cut(text)) for text, weight in weights.items())
 
@@ -249,7 +254,7 @@ def expand(mention: Mention, known: dict[str, str], draw: Callable[[], float]) -
         options = choices(symbol, known)
         at = bisect_right(_cumulative(options), draw()) if len(options) > 1 else 0
         parts = options[min(at, len(options) - 1)].parts  # the last sum may be a rounding short of 1
-        known[symbol] = "".join([part if type(part) is str else expand(part, known, draw) for part in parts])
+        known[symbol] = "".join([part if isinstance(part, str) else expand(part, known, draw) for part in parts])
     return spelled(known[symbol], mention)
 
 
@@ -315,7 +320,8 @@ class Followed(NamedTuple):
 
 
 def _followed(symbol: str) -> Followed:
-    deciding, before = {symbol}, set()
+    deciding: set[str] = {symbol}
+    before: set[str] = set()
     while deciding != before:
         before = set(deciding)
         deciding |= {other for other in GRAMMAR if reachable(other) & before}
@@ -337,7 +343,7 @@ def _expected(agenda: tuple[Mention, ...], known: frozenset[tuple[str, str]], fo
     if mention.symbol in texts:
         here = measure(0.0, texts[mention.symbol]) if mine else (0.0, 0.0, 0.0)
         return plus(here, _expected(rest, _needed(rest, texts, followed), followed))
-    total = (0.0, 0.0, 0.0)
+    total: tuple[float, ...] = (0.0, 0.0, 0.0)
     for p, text, parts in choices(mention.symbol, texts):
         here = measure(-math.log2(p), *(part for part in parts if isinstance(part, str))) if mine else (0.0, 0.0, 0.0)
         mentions = tuple(part for part in parts if isinstance(part, Mention) and part.symbol in followed.deciding)
@@ -375,8 +381,10 @@ def plus(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
 
 def derivations(text: str, level: int = 4) -> tuple[list[float], int]:
     """The probability of each way to write a text, and how far the text begins as a story does, in characters."""
-    found, furthest = [], 0
-    ahead = [((start(level),), 0, {}, 1.0)]  # still to be read, place in the text, what is known, probability
+    found: list[float] = []
+    furthest = 0
+    # Still to be read, place in the text, what is known, probability.
+    ahead: list[tuple[tuple[str | Mention, ...], int, dict[str, str], float]] = [((start(level),), 0, {}, 1.0)]
     while ahead:
         agenda, at, known, p = ahead.pop()
         if not agenda:

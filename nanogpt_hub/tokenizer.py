@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -74,7 +75,8 @@ class Tokenizer:
         if not 0 < self.vocab_size <= MAX_TOKEN_ID:
             raise ValueError(f"a tokenizer needs 1 to {MAX_TOKEN_ID} ids; this one has {self.vocab_size}")
         self.config = _complete_config(config, EOT in vocab)
-        self.eot_id = vocab.get(_token_content(self.config.get("eos_token")), vocab.get(EOT))
+        eos = _token_content(self.config.get("eos_token"))
+        self.eot_id = vocab[eos] if eos in vocab else vocab.get(EOT)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -197,7 +199,7 @@ class Tokenizer:
         tiktoken merges whichever neighbours make the token of the lowest id; tokenizer.json lists its merges. Both do
         the same exactly if the listed merges are those that follow from the ids.
         """
-        if self.kind not in ("bpe", "gpt2"):
+        if self.kind not in ("bpe", "gpt2") or self._bytes is None:
             return None
         data = json.loads(self._json)
         special = {token["id"] for token in data.get("added_tokens", [])}
@@ -310,7 +312,7 @@ def _build_bpe(vocab_size: int, documents: Iterator[str]) -> Tokenizer:
     if not merges:
         raise ValueError("there is no text to learn merges from")
     vocab = learner.get_vocab()
-    return _build_byte_level([*LETTERS, *sorted(vocab.keys() - {*LETTERS}, key=vocab.get)], merges)
+    return _build_byte_level([*LETTERS, *sorted(vocab.keys() - {*LETTERS}, key=vocab.__getitem__)], merges)
 
 
 def _build_gpt2() -> Tokenizer:
@@ -327,6 +329,7 @@ def _build_gpt2() -> Tokenizer:
             ) from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     merges = _merges_of({token: i for i, token in enumerate(tokens)})
+    assert merges is not None  # GPT-2's were learned as BPE
     return _build_byte_level([*map(_to_letters, tokens)], [[*map(_to_letters, pair)] for pair in merges])
 
 
@@ -343,7 +346,7 @@ def _from_vocab(vocab: list[str], merges: list, pre_tokenizer: dict | None, deco
     model = {"type": "BPE", **unset, **off, "vocab": ids, "merges": merges}
     strips = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     eot = {"id": ids[EOT], "content": EOT, **strips, "normalized": False, "special": True}
-    data = dict(version="1.0", truncation=None, padding=None, added_tokens=[eot], normalizer=None)
+    data: dict[str, Any] = dict(version="1.0", truncation=None, padding=None, added_tokens=[eot], normalizer=None)
     data |= dict(pre_tokenizer=pre_tokenizer, post_processor=None, decoder=decoder, model=model)
     return Tokenizer(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
@@ -478,7 +481,7 @@ def _steps(step: object, depth: int = 0) -> Iterator[dict]:
 
 def _growth(step: dict) -> float:
     """The most characters that one step makes of one character."""
-    kind, content = step.get("type"), str(step.get("content") or "")
+    kind, content = str(step.get("type")), str(step.get("content") or "")
     if kind == "Replace":
         pattern = step.get("pattern")
         literal = str(pattern.get("String") or "") if isinstance(pattern, dict) else ""
@@ -531,7 +534,7 @@ def _read(file: Path) -> str:
 
 def _read_config(folder: Path) -> dict:
     """tokenizer_config.json with what older and newer versions of Transformers keep in files of their own."""
-    config = {}
+    config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             config |= _json_object(_read(folder / name))

@@ -31,7 +31,7 @@ ROOMS = {
     "template_child": set(),
     "chat": {"model", "tokenizer", "sampling", "generate", "template_child"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
-    "lens": {"model", "tokenizer", "sampling", "generate"},
+    "lens": {"model", "core", "tokenizer", "sampling", "generate"},
     "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
     "mixture": {"sources", "formats"},
     "duplicates": {"sources", "formats"},

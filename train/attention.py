@@ -9,12 +9,14 @@ attention is the oracle of the test.
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanogpt_hub.core import blocks_of
 from nanogpt_hub.model import GPT
 
 SHORT = {torch.float32: 128, torch.bfloat16: 512}  # the longest contexts, in tokens, that are faster this way
@@ -22,8 +24,8 @@ SHORT = {torch.float32: 128, torch.bfloat16: 512}  # the longest contexts, in to
 
 def use_short_attention(gpt: GPT) -> None:
     """For a model on a CPU. Names of parameters stay as they are."""
-    for block in gpt.h:
-        block.attn.attend = attend
+    for block in blocks_of(gpt):
+        block.attn.attend = attend  # type: ignore[assignment]  # it takes all that the core gives to its own
 
 
 def attend(
@@ -44,7 +46,7 @@ class _CausalAttention(torch.autograd.Function):
     """y = w v for w = softmax(q k^T / sqrt(D)), whose derivative by the logits is w (dw - sum of w dw)."""
 
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.shape = q.shape  # (B, H, T, D)
         q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (q, k, v))  # (B H, T, D), each of them in one piece
         ctx.scale = q.size(-1) ** -0.5
@@ -54,7 +56,7 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, w = ctx.saved_tensors
         dy = dy.reshape(q.shape)
         dv = w.mT @ dy

@@ -15,7 +15,7 @@ the rows that `Order` names.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +78,9 @@ class Permutation:
                 return index
 
 
+Shuffled = Permutation | np.ndarray | tuple[()]  # the numbers from 0 on, each once, by their places
+
+
 def _mixed(number: int) -> int:
     """A hash of 64 bits: the multiplications and shifts of SplitMix64, without its last."""
     number = number * 0x9E3779B97F4A7C15 & 2**64 - 1
@@ -90,9 +93,9 @@ class Order:
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed % 2**64
-        self._drawn: tuple[int, float, Sequence[int]] = (-1, 0.0, ())  # epoch, phase, permutation: the last asked for
+        self._drawn: tuple[int, float, Shuffled] = (-1, 0.0, ())  # epoch, phase, permutation: the last asked for
 
-    def draw(self, epoch: int) -> tuple[float, Sequence[int]]:
+    def draw(self, epoch: int) -> tuple[float, Shuffled]:
         """An epoch's phase in [0, 1), and its examples 0..count-1 in their order."""
         if epoch != self._drawn[0]:
             generator = np.random.default_rng((self.seed, epoch))
@@ -172,7 +175,7 @@ class StreamBatches:
         """The stream from token `first` on."""
         self.corpus, self.block_size, self.seed = corpus, block_size, seed
         self.tokens = TokenRange(corpus.shards, first, max(first, len(corpus)))
-        self._group: tuple[int, Sequence[int]] = (-1, ())  # the last group asked for, and the order of its windows
+        self._group: tuple[int, Shuffled] = (-1, ())  # the last group asked for, and the order of its windows
         self._later: Batches | None = None  # from the second epoch on
 
     def __len__(self) -> int:
@@ -246,7 +249,7 @@ class StreamBatches:
         return self._later
 
 
-def _group_order(count: int, seed: int, group: int) -> Sequence[int]:
+def _group_order(count: int, seed: int, group: int) -> Shuffled:
     """The random order of a group's windows; its key has three numbers, so it is none that an epoch has."""
     if count > LISTED:
         return Permutation(count, seed, 1, group)
@@ -259,7 +262,8 @@ def read_windows(tokens: TokenRange, starts: list[int], block_size: int) -> tupl
     for row, start in enumerate(starts):
         window = tokens.read(start, block_size + 1)
         both[0, row], both[1, row] = window[:-1], window[1:]
-    return torch.from_numpy(both).unbind()
+    idx, targets = torch.from_numpy(both).unbind()
+    return idx, targets
 
 
 class EvalWindows:

@@ -3,15 +3,16 @@
 import importlib.metadata
 import platform
 import shlex
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from nanogpt_hub import installed
 from nanogpt_hub.evaluate import bits_per_byte
-from nanogpt_hub.hub.card import RunFacts
+from nanogpt_hub.hub.card import BaseFacts, EvaluationFacts, RunFacts, TrainingFacts
 from nanogpt_hub.hub.private import NOT_OTHERS, public_name
 from nanogpt_hub.tokenizer import Tokenizer
 
-from .config import TrainConfig, as_settings
+from .config import HubConfig, TrainConfig, as_settings
 from .data import Data
 from .hardware import device_name
 from .optim import OPTIMIZERS
@@ -20,7 +21,15 @@ from .report import FLOOR, UNIGRAM
 LIBRARIES = ("torch", "accelerate", "tokenizers", "safetensors")
 
 
-def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: dict | None) -> RunFacts:
+class MeasuredFacts(EvaluationFacts, total=False):
+    """What run.json holds beyond what a card shows."""
+
+    unigram_bits_per_byte: float
+
+
+def lasting_facts(
+    config: TrainConfig, command: str, data: Data, tokenizer: Tokenizer, base: BaseFacts | None
+) -> RunFacts:
     """What is known before the first step and stays so."""
     facts: RunFacts = {
         "data": {**data.facts, "tokenizer": public_name(config.data.tokenizer) or tokenizer.kind},
@@ -32,11 +41,21 @@ def lasting_facts(config: TrainConfig, command: str, data: Data, tokenizer: Toke
             "command": command,
         },
     }
-    facts |= {name: value for name in ("license", "language") if (value := getattr(config.hub, name))}
+    facts |= given_facts(config.hub)
     if commit := installed.commit():
         facts["training"]["commit"] = commit
     if base is not None:
         facts["base_model"] = base
+    return facts
+
+
+def given_facts(config: HubConfig) -> RunFacts:
+    """What only a person can tell, where they did."""
+    facts: RunFacts = {}
+    if config.license:
+        facts["license"] = config.license
+    if config.language:
+        facts["language"] = config.language
     return facts
 
 
@@ -84,7 +103,7 @@ def flat(nested: dict, prefix: str = "") -> dict:
 def progress_facts(trainer) -> RunFacts:
     """What has come of it so far: the training as it stands, the last evaluation, a sample."""
     p, data = trainer.progress, trainer.data
-    training = {
+    training: TrainingFacts = {
         "steps": p.step,
         "tokens": p.tokens,
         "precision": trainer.precision,
@@ -94,21 +113,22 @@ def progress_facts(trainer) -> RunFacts:
     }
     if trainer.changes:
         training["changes"] = trainer.changes
+    evaluation: MeasuredFacts = {
+        "step": p.evaluated_step,
+        "val_loss": p.last_loss,
+        "bits_per_byte": bits_per_byte(p.last_loss, data.bytes_per_token),
+        "unigram_loss": data.baselines[UNIGRAM],
+        "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
+    }
+    if FLOOR in data.baselines:
+        evaluation["floor_loss"] = data.baselines[FLOOR]
+    if "base_model" in trainer.facts:
+        evaluation["base_loss"] = p.first_loss
     facts: RunFacts = {
         "training": training,
         "data": data.progress(p.step, trainer.config.batch_size),
-        "evaluation": {
-            "step": p.evaluated_step,
-            "val_loss": p.last_loss,
-            "bits_per_byte": bits_per_byte(p.last_loss, data.bytes_per_token),
-            "unigram_loss": data.baselines[UNIGRAM],
-            "unigram_bits_per_byte": bits_per_byte(data.baselines[UNIGRAM], data.bytes_per_token),
-        },
+        "evaluation": evaluation,
     }
-    if FLOOR in data.baselines:
-        facts["evaluation"]["floor_loss"] = data.baselines[FLOOR]
-    if "base_model" in trainer.facts:
-        facts["evaluation"]["base_loss"] = p.first_loss
     if trainer.sample:
         used = trainer.sampler.settings
         settings = {"temperature": used.temperature, "top_k": used.top_k, "seed": used.seed}
@@ -118,7 +138,12 @@ def progress_facts(trainer) -> RunFacts:
     return facts
 
 
-def merged(first: dict, second: dict) -> dict:
+def merged_facts(first: RunFacts, second: RunFacts) -> RunFacts:
+    """Both as one; the second wins."""
+    return cast(RunFacts, merged(first, second))
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one; the second wins."""
     both = dict(first)
     for key, value in second.items():

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def has_fast_bf16(device: str) -> bool:
     AMD's with AVX512-BF16 (Intel's without AMX have the instructions, but no more speed)."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
     amd = "AMD" in cpu.get("cpu_name", "")
     return device == "cpu" and bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
 

@@ -107,8 +107,8 @@ def load_text(
     corpus = first_part(source, tokenizer, config, tokenizing, quiet)
     corpus.check_vocab(gpt.config.vocab_size)
     name, stream, first = corpus.manifest["source"]["name"], is_stream(corpus), 0
-    if d.val_source or d.val_split:
-        apart = first_part(validation_choice(d).open(), tokenizer, config, tokenizing, quiet)
+    if choice := validation_choice(d):
+        apart = first_part(choice.open(), tokenizer, config, tokenizing, quiet)
         train, val = corpus.tokens(), validation_of(apart, d)
     elif stream:
         train, val, first = corpus.tokens().part(d.val_tokens), corpus.tokens().part(0, d.val_tokens), d.val_tokens
@@ -116,7 +116,10 @@ def load_text(
     else:
         train, val = corpus.split(d.val_fraction, block_size)
     windows = EvalWindows(val, block_size, config.eval.max_windows)
-    floor = known_floor(apart if d.val_source or d.val_split else corpus, d)
+    floor = known_floor(apart if choice else corpus, d)
+    batches: Batches | StreamBatches
+    identity: dict[str, object]  # what must be the same when the run goes on
+    facts: dict[str, object]
     if stream:
         batches = StreamBatches(corpus, first, block_size, config.seed)
         known = train.part(0, FIRST_GROUP)  # whatever is ready beyond it

@@ -32,7 +32,10 @@ def add_adapters(gpt: GPT, config: LoraConfig, seed: int) -> None:
 
     torch.manual_seed(seed)  # half of each adapter's numbers are drawn
     lora = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=[*config.targets]
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
+        lora_dropout=config.dropout,
+        target_modules=[*config.targets],
     )
     peft.inject_adapter_in_model(lora, gpt).train(gpt.training)
 
@@ -51,7 +54,8 @@ def without_adapters(gpt: GPT) -> GPT:
     for name, layer in gpt.named_modules():
         if isinstance(layer, LoraLayer):
             weight = state[f"{name}.weight"]
-            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
+            delta = layer.get_delta_weight("default")  # type: ignore[attr-defined]  # each kind of layer has it
+            state[f"{name}.weight"] = weight + delta.to(weight.dtype)
     plain = empty_model(gpt.config)
     plain.load_state_dict(state, assign=True)
     if gpt.config.tie_word_embeddings:

@@ -85,10 +85,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = x[rows].to(dtype)  # (n, C)
             loss, grad = loss_and_gradient(part @ w.T, targets[rows], softcap, want_x or want_weight)
             total += loss
-            grad = grad if grad is None else grad.to(dtype)
-            if want_x:
+            if grad is None:
+                continue
+            grad = grad.to(dtype)
+            if grad_x is not None:
                 grad_x[rows] = grad @ w
-            if want_weight:
+            if grad_weight is not None:
                 grad_weight += grad.T @ part
         ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total

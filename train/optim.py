@@ -6,6 +6,7 @@ two of them a loss scaler updates twice a step and one's infinite gradients do n
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -158,7 +159,7 @@ def _attention_parts(model: GPT) -> list[int]:
     return [cfg.n_head * cfg.head_dim, cfg.kv_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim]
 
 
-def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict:
+def _group(params: Sequence[Tensor], lr: float, weight_decay: float) -> dict:
     return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay, "muon": False}
 
 

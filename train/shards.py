@@ -18,6 +18,7 @@ processes encode, when they were killed, or who reads meanwhile.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -138,13 +140,14 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Pieces, starts: bool) -> np.ndar
 _worker_tokenizer: Tokenizer | None = None  # of an encoding process
 
 
-def _start_worker(*tokenizer: object) -> None:
+def _start_worker(json_text: str, config: dict | None) -> None:
     global _worker_tokenizer
     end_with_parent(os.getppid())
-    _worker_tokenizer = Tokenizer(*tokenizer)
+    _worker_tokenizer = Tokenizer(json_text, config)
 
 
 def _encode_in_worker(pieces: Pieces, starts: bool) -> np.ndarray:
+    assert _worker_tokenizer is not None  # _start_worker has made it
     return encode_pieces(_worker_tokenizer, pieces, starts)
 
 
@@ -246,7 +249,7 @@ def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: boo
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
 
 
-def _sync(file) -> None:
+def _sync(file: IO[Any]) -> None:
     """What was written survives a power cut."""
     file.flush()
     os.fsync(file.fileno())
@@ -257,7 +260,8 @@ class _ShardWriter:
     begins."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
-        self.folder, self.dtype, self.file = folder, dtype, None
+        self.folder, self.dtype = folder, dtype
+        self.file: BinaryIO | None = None
         self.lines, ready = read_lines(folder)
         with contextlib.suppress(FileNotFoundError):
             os.truncate(folder / LINES, ready)  # what follows is the half of a line that a killed process wrote
@@ -290,6 +294,7 @@ class _ShardWriter:
         """Lists the current shard, if it holds anything, as ready; the next one begins at `end`."""
         if not self.tokens:
             return
+        assert self.file is not None  # it holds the tokens
         _sync(self.file)
         self.close()
         line = {"tokens": self.tokens, "max_id": self.max_id, "next": asdict(end)}
@@ -470,4 +475,5 @@ class TokenRange:
         stretch = min(len(self), SAMPLE_TOKENS)
         parts = 64 if len(self) > stretch else 1
         starts = np.linspace(0, len(self) - stretch // parts, parts).astype(np.int64)
-        return sum(np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
+        counts = (np.bincount(self.read(start, stretch // parts), minlength=vocab_size) for start in starts.tolist())
+        return functools.reduce(np.add, counts)

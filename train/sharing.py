@@ -18,6 +18,7 @@ from nanogpt_hub.hub.resolve import HubError
 from nanogpt_hub.hub.static import create_static_space
 
 from .config import HubConfig
+from .facts import given_facts
 
 
 class Sharing:
@@ -25,8 +26,7 @@ class Sharing:
 
     def __init__(self, config: HubConfig, out: Path, say: Callable[[str], None]):
         self.config, self.out, self.say = config, out, say
-        said: RunFacts = {name: value for name in ("license", "language") if (value := getattr(config, name))}
-        place = preflight(config.repo_id, private=config.private, facts=said)
+        place = preflight(config.repo_id, private=config.private, facts=given_facts(config))
         say(f"hub: signed in as {place.user}; pushing to {place.url}; {place.who_reads}")
         if not config.license:
             say("hub: no license is given, so others may not use the model; say --hub.license mit (or another)")

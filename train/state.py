@@ -13,6 +13,7 @@ data order and dropout are functions of (seed, step).
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class StateError(ValueError):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, facts: dict, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+def save_state(folder: Path, facts: dict, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
     """Writes the state of step `facts["step"]` and keeps the one before; older ones go when the new one is complete.
 
     Raises OSError or SafetensorError where the disk is full or cannot be written: then all is as it was.
@@ -120,8 +121,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _checked(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts, if what a run needs of them is there. (States of earlier versions have no seal.)"""
     files = facts.get("files")
-    named = isinstance(files, dict) and all(isinstance(files.get(part), str) for part in PARTS)
-    if not named or any(Path(files[part]).name != files[part] for part in PARTS):
+    names = [files.get(part) for part in PARTS] if isinstance(files, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise StateError(f"{path} is damaged: it does not name the files of its tensors")
     if type(facts.get("step")) is not int or facts["step"] < 0:
         raise StateError(f"{path} is damaged: it does not tell its step")

@@ -110,6 +110,7 @@ class Tokenizing:
             at_once()
         if self.process is None or (status := self.process.poll()) is None or self.complete:
             return
+        assert self.process.stdout is not None  # a pipe, see _start
         said = self.process.stdout.read().strip()
         if status == REFUSED:
             raise ValueError(said)
@@ -128,6 +129,7 @@ class Tokenizing:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            assert self.process.stdout is not None
             self.process.stdout.close()
             self.process = None
 

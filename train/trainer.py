@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.nn as nn
@@ -37,7 +38,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 from .attention import use_short_attention
 from .config import TrainConfig
 from .data import Data
-from .facts import changes_between, merged, progress_facts, settings_now
+from .facts import changes_between, merged_facts, progress_facts, settings_now
 from .folder import TrainingError, check_best, disk_errors, what_is_safe
 from .hardware import (
     flops_per_token,
@@ -104,7 +105,7 @@ class Interrupt:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number, frame):
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -138,7 +139,8 @@ class Trainer:
         self.facts = facts  # what was known before the first step, for the model card
         self.sharing = sharing  # on the main process of a run that pushes to the Hub
         self.out = Path(config.out_dir)
-        self.progress, self.recent = Progress(), []  # recent: the steps since the last log line
+        self.progress = Progress()
+        self.recent: list[dict] = []  # the steps since the last log line
         self.changes: list[dict] = []  # settings that were others before some step, see changes_between
         self.saved: RunFacts | None = None  # facts of the last save, if no step was made since
         self.new_best: RunFacts | None = None  # facts of a best model that is not pushed yet
@@ -443,7 +445,7 @@ class Trainer:
 
     def _save_folder(self, name: str) -> RunFacts:
         """Writes best/ or last/ with its card, and run.json, which holds what the card of best/ is made of."""
-        facts = merged(self.facts, progress_facts(self))
+        facts = merged_facts(self.facts, progress_facts(self))
         if not self.accelerator.is_main_process:
             return facts
         save_model(self.out / name, without_adapters(self.gpt), self.tokenizer)

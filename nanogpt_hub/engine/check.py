@@ -8,6 +8,7 @@ its own, and compares hidden states, logits, keys and values.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,10 +92,12 @@ def tiny_models() -> Iterator[tuple[str, GPT]]:
     from nanogpt_hub.engine.int8 import quantize_int8
     from nanogpt_hub.model import PRESETS, GPTConfig
 
-    shape = dict(n_layer=2, n_head=4, n_embd=96, n_inner=75, block_size=48, vocab_size=51)
-    variants = [*((name, {}) for name in PRESETS), ("llama", {"n_kv_head": 2}), ("nanochat", {"rotary_fraction": 0.5}),
-                ("nanochat", {"n_kv_head": 1, "norm_weight": True}), ("gpt2", {"embd_norm": True, "n_embd": 36}),
-                ("pythia", {"activation": "relu2"})]  # fmt: skip
+    shape: dict[str, Any] = dict(n_layer=2, n_head=4, n_embd=96, n_inner=75, block_size=48, vocab_size=51)
+    variants: list[tuple[str, dict[str, Any]]] = [
+        *((name, {}) for name in PRESETS), ("llama", {"n_kv_head": 2}), ("nanochat", {"rotary_fraction": 0.5}),
+        ("nanochat", {"n_kv_head": 1, "norm_weight": True}), ("gpt2", {"embd_norm": True, "n_embd": 36}),
+        ("pythia", {"activation": "relu2"}),
+    ]  # fmt: skip
     for name, overrides in variants:
         torch.manual_seed(0)
         model = GPT(GPTConfig.preset(name, **{**shape, **overrides})).eval()

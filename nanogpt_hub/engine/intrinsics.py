@@ -4,11 +4,13 @@ Each is emitted as LLVM IR, no inline assembly: LLVM lowers it for whatever CPU 
 kernels.py.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
-from numba import carray, from_dtype, njit, types
+from numba import carray, extending, from_dtype, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from nanogpt_hub.engine.tuning import LANES, LINE_BYTES, dot_of_bytes, row_tile
 
@@ -18,8 +20,11 @@ DOT = dot_of_bytes()
 GROUP = 4 if DOT else 2  # inputs that share 32 bits: four bytes, or two 16-bit numbers where there is no VNNI
 ROW_TILE = row_tile()
 
-JIT_OPTIONS = dict(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})  # NaN must stay NaN
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}  # NaN must stay NaN
+JIT_OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath=FAST_MATH)
 jit = njit(**JIT_OPTIONS)
+# As kernels see it: they call an intrinsic without the typing context, the first argument of its Python function.
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
 
 # ---- records: addresses and sizes, by name ----
 
@@ -206,6 +211,7 @@ float_product_tile, float_product_row = float_product(ROW_TILE), float_product(1
 def dot_4(builder, total, weights, inputs):
     """total (n x i32) plus, in each lane, four unsigned bytes of `weights` times four signed bytes of `inputs` (the
     same 32 bits). One VNNI instruction for each register."""
+    assert DOT is not None  # dot_2 is used without
     wide = 16 if ".512" in DOT else 8
     sums = ir.VectorType(I32, wide)
     operand = ir.VectorType(I8, 4 * wide) if "x i8>" in DOT else sums

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanogpt_hub.core import blocks_of
 from nanogpt_hub.engine.int8 import Int8Linear
 from nanogpt_hub.engine.intrinsics import Layer, Pass
 from nanogpt_hub.engine.kernels import ACTIVATIONS, decode_pass
@@ -36,7 +37,7 @@ class NumbaDecoder(TorchDecoder):
     def __init__(self, model: GPT, cache: KVCache):
         super().__init__(model, cache)
         cfg, S_max = self.config, cache.k.size(3)
-        weights = sum(module.weight.nbytes for module in model.modules() if type(module) in (nn.Linear, Int8Linear))
+        weights = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear | Int8Linear))
         self.threads = max(1, min(torch.get_num_threads(), weights // PER_THREAD_BYTES))
         C, scratch = MAX_ROWS * cfg.n_embd, 2 * MAX_ROWS * cfg.n_embd + 2 * cfg.head_dim + S_max
         scratch += -scratch % LANES  # whole cache lines
@@ -123,7 +124,7 @@ def aligned_zeros(size: int) -> np.ndarray:
 def layers_of(model: GPT) -> np.ndarray:
     """The addresses of each layer's parameters: an array (n_layer,) of `Layer`."""
     layers = np.zeros(len(model.h), Layer)
-    for layer, block in zip(layers, model.h, strict=True):
+    for layer, block in zip(layers, blocks_of(model), strict=True):
         found = addresses(
             ln_1=block.ln_1, c_attn=block.attn.c_attn, attn_proj=block.attn.c_proj, ln_2=block.ln_2,
             c_fc=block.mlp.c_fc, c_gate=getattr(block.mlp, "c_gate", None), mlp_proj=block.mlp.c_proj,

@@ -15,14 +15,14 @@ import torch
 from numba import carray, from_dtype, njit
 from torch import Tensor
 
-from nanogpt_hub.engine.intrinsics import JIT_OPTIONS, float32_view, jit, matrix_view, pointer_to, record
+from nanogpt_hub.engine.intrinsics import FAST_MATH, float32_view, jit, matrix_view, pointer_to, record
 from nanogpt_hub.engine.kernels import exp, f4
 from nanogpt_hub.engine.threads import team, thread_id, thread_range
 
 SAMPLERS = {"temperature", "top_k", "min_p"}  # those it knows: any other is drawn the plain way
 f8 = np.float64
 LARGEST = f4(1e30)  # LARGEST_LOGIT of sampling.py: infinite logits become this, so that there is never inf - inf
-without_nan = njit(error_model="numpy", fastmath=JIT_OPTIONS["fastmath"] | {"nnan"})  # the largest of several at a time
+without_nan = njit(error_model="numpy", fastmath=FAST_MATH | {"nnan"})  # the largest of several at a time
 
 # A token, its probability for the model itself (of the one that is chosen the logarithm), and that after the samplers.
 Found = np.dtype([("id", np.int64), ("own", np.float32), ("sampled", np.float32)])

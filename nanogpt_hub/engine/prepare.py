@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -74,7 +74,8 @@ def key() -> str:
     """Names the combination of versions, CPU and source files that compiled code belongs to. ImportError: no Numba."""
     from llvmlite import binding
 
-    facts = [platform.python_version(), sys.platform, platform.machine(), *map(importlib.metadata.version, PACKAGES)]
+    facts: list[Any] = [platform.python_version(), sys.platform, platform.machine()]
+    facts += map(importlib.metadata.version, PACKAGES)
     facts += [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
     facts += [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT")]
     facts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCES]

@@ -91,11 +91,12 @@ def entry_point(work: Callable, kind: type[CFunc] = PreparedFunction) -> CFunc:
 @contextmanager
 def code_in(folder: Path) -> Iterator[None]:
     """Inside, Numba keeps and looks for compiled code in a folder."""
-    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+    before = config.CACHE_DIR  # type: ignore[attr-defined]  # Numba makes its options when it is imported
+    config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # the same
     try:
         yield
     finally:
-        config.CACHE_DIR = before
+        config.CACHE_DIR = before  # type: ignore[attr-defined]  # the same
 
 
 class Team:
@@ -126,7 +127,7 @@ class Team:
 
 def address_of(library: ctypes.CDLL | None, name: str) -> int:
     function = getattr(library, name, None)
-    return ctypes.cast(function, ctypes.c_void_p).value if function else 0
+    return (ctypes.cast(function, ctypes.c_void_p).value or 0) if function else 0
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from nanogpt_hub.core import blocks_of
 from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
@@ -99,12 +100,12 @@ class TorchDecoder(PlainDecoder):
     def __init__(self, model: GPT, cache: KVCache):
         super().__init__(model, cache)
         self.config = model.config
-        self.ln_emb = norm(model.ln_emb, self.config) if self.config.embd_norm else nn.Identity()
+        self.ln_emb = norm(model.ln_emb, self.config) if isinstance(model.ln_emb, Norm) else nn.Identity()
         self.ln_f, self.lm_head = norm(model.ln_f, self.config), linear(model.lm_head)
         self.layers = [
             Layer(norm(b.ln_1, self.config), linear(b.attn.c_attn), linear(b.attn.c_proj),
                   norm(b.ln_2, self.config), feed_forward(b.mlp))
-            for b in model.h
+            for b in blocks_of(model)
         ]  # fmt: skip
         positions = torch.arange(cache.k.size(3), device=cache.k.device)[None]
         rotary = self.config.position == "rotary"
@@ -117,6 +118,7 @@ class TorchDecoder(PlainDecoder):
         if idx.size(1) > 1 or S > cache.k.size(3):
             return self.model.hidden(idx, cache)
         H, G, D = cfg.n_head, cfg.kv_heads, cfg.head_dim
+        place: int | Tensor
         if uniform := min(lengths) == max(lengths):
             place, mask = lengths[0], None
             k_new, v_new = cache.k.select(3, place).unbind(), cache.v.select(3, place).unbind()  # each (B, G, D)

@@ -51,6 +51,7 @@ def export_gguf(folder: str | Path, out: str | Path, kind: str = "f32") -> Path:
     if model.config.activation == "relu2":
         raise ValueError(f"llama.cpp has no {model_type} with the activation relu2; train with gelu for it")
     tokens, merges = vocabulary(tokenizer, model.config.vocab_size)
+    assert tokenizer is not None  # `vocabulary` has checked it
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         write(aside, ARCHITECTURES[model_type], model, tokenizer, tokens, merges, kind)

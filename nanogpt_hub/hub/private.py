@@ -149,7 +149,8 @@ def strings_in(value: Any) -> Iterable[str]:
 
 def private_roots() -> tuple[list[str], list[str]]:
     """The folders of this machine that say something of its user, and those in which things lie for a while."""
-    own = [Path.home(), Path.cwd(), *(os.environ.get(name, "") for name in ("HF_HOME", "NANOGPT_HUB_CACHE"))]
+    caches = (os.environ.get(name, "") for name in ("HF_HOME", "NANOGPT_HUB_CACHE"))
+    own: list[str | Path] = [Path.home(), Path.cwd(), *caches]
     return _spellings(own), _spellings([tempfile.gettempdir()])
 
 
@@ -227,6 +228,7 @@ def public_files(files: Mapping[str, Path | bytes]) -> dict[str, Path | bytes]:
 def public_file(path: str, data: bytes, scrub: Scrub) -> bytes | None:
     """One file of text; None for JSON that is none."""
     text = data.decode("utf-8", "replace")
+    new: str | None
     if path.endswith(".md"):
         new = public_readme(text, scrub)
     elif path.endswith((".json", ".jsonl")):

@@ -15,11 +15,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
 from nanogpt_hub.files import git_hash_of, replacing, sha256_of
@@ -31,6 +34,7 @@ from nanogpt_hub.hub.resolve import (
     HubError,
     chain,
     choose_files,
+    commit_named,
     explain,
     is_transient,
     limit_waiting,
@@ -184,7 +188,7 @@ def read_facts(files: Files) -> RunFacts:
     record = files.get("training/run.json")
     if isinstance(record, bytes):
         return json.loads(record)
-    return read_json(record) if record else {}
+    return cast(RunFacts, read_json(record)) if record else {}  # what the trainer wrote there
 
 
 def commit_message(files: Files) -> str:
@@ -234,18 +238,22 @@ class Push:
             set_tag(api, self.repo_id, tag, head)
         return head
 
-    def remote(self, api: HfApi) -> tuple[str, dict[str, str]]:
+    def remote(self, api: HfApi) -> tuple[str, dict[str, str | None]]:
         """The branch's head and the hash of each file there: sha256 of large files, git's own of small ones."""
-        about = dict(repo_type=self.kind, revision=self.branch, files_metadata=True)
+        look = partial(
+            api.repo_info, self.repo_id, repo_type=self.kind, revision=self.branch, files_metadata=True
+        )  # fmt: skip
         try:
-            info = api.repo_info(self.repo_id, **about)
+            info = look()
         except RevisionNotFoundError:
             api.create_branch(self.repo_id, branch=self.branch, repo_type=self.kind, exist_ok=True)
-            info = api.repo_info(self.repo_id, **about)
-        return info.sha, {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings or ()}
+            info = look()
+        siblings: list[RepoSibling] = getattr(info, "siblings", None) or []
+        hashes = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in siblings}
+        return commit_named(info.sha, self.repo_id), hashes
 
     def commit(self, api: HfApi, head: str, changed: Files, gone: list[str]) -> str:
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, file if isinstance(file, bytes) else str(file)) for path, file in changed.items()
         ]
         operations += [CommitOperationDelete(path) for path in gone]
@@ -261,12 +269,13 @@ class Push:
         """The head when the branch has no history; the head as it was where the Hub does not do that now."""
         try:
             api.super_squash_history(self.repo_id, branch=self.branch, repo_type=self.kind, commit_message=self.message)
-            return api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch).sha
+            squashed = api.repo_info(self.repo_id, repo_type=self.kind, revision=self.branch)
+            return commit_named(squashed.sha, self.repo_id)
         except HTTPError as error:
             logger.info("the history of %s is not squashed: %s", self.branch, type(error).__name__)
             return head
 
-    def with_words_from_hub(self, api: HfApi, head: str, remote: Mapping[str, str], say: Say) -> Files:
+    def with_words_from_hub(self, api: HfApi, head: str, remote: Mapping[str, str | None], say: Say) -> Files:
         """The files, with what people wrote into README.md on the Hub taken over."""
         ours = self.files.get("README.md")
         if ours is None or "README.md" not in remote or remote["README.md"] in self.hashes_of("README.md", ours):

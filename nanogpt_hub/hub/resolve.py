@@ -176,10 +176,11 @@ class Repo:
         self.check_sizes(found, max_bytes)
         if files is MODEL_FILES:
             self.check_model(found, siblings)
-        folder = self.download([*found], info.sha)
+        sha = commit_named(info.sha, self.repo_id)
+        folder = self.download([*found], sha)
         for name, sibling in found.items():
             check_bytes(folder / name, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id, self.repo_id)
-        return Resolved(folder, self.repo_id, self.revision, info.sha)
+        return Resolved(folder, self.repo_id, self.revision, sha)
 
     def info(self) -> ModelInfo:
         return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=TIMEOUT)
@@ -201,10 +202,13 @@ class Repo:
 
     def check_sizes(self, found: dict[str, RepoSibling], max_bytes: int) -> None:
         """Refuses what is too large before any of it is fetched."""
+        total = 0
         for name, sibling in found.items():
+            if sibling.size is None:
+                raise HubError(f"the Hub does not tell the size of {name} of {self.repo_id}; try again later")
             if sibling.size > MAX_SMALL_FILE and not name.endswith(".safetensors"):
                 raise HubError(f"{name} of {self.repo_id} has {sibling.size:,} bytes, which no honest one has")
-        total = sum(sibling.size for sibling in found.values())
+            total += sibling.size
         if total > max_bytes:
             raise HubError(f"{self.repo_id} has {total:,} bytes, and at most {max_bytes:,} are fetched here")
 
@@ -241,11 +245,20 @@ def choose_files(names: Collection[str], files: re.Pattern) -> list[str]:
     return [name for name in chosen if name == "model.safetensors" or not WEIGHT_FILES.fullmatch(name)]
 
 
-def check_bytes(path: Path, expected: str, repo_id: str) -> None:
+def commit_named(sha: str | None, repo_id: str) -> str:
+    """The commit that an answer of the Hub is about. HubError where it names none."""
+    if sha is None:
+        raise HubError(f"the Hub does not tell the commit of {repo_id}; try again later")
+    return sha
+
+
+def check_bytes(path: Path, expected: str | None, repo_id: str) -> None:
     """Compares a file with its hash on the Hub: sha256 for large files, git's own for small ones.
 
     A file that differs is removed from the cache, so that the next try fetches it again.
     """
+    if expected is None:
+        raise HubError(f"the Hub does not tell the hash of {path.name} of {repo_id}; try again later")
     if (sha256_of if len(expected) == 64 else git_hash_of)(path) != expected:
         path.resolve().unlink()
         path.unlink(missing_ok=True)

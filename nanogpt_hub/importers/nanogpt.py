@@ -182,7 +182,7 @@ def read_meta(path: str | Path) -> list[str]:
     except ValueError as error:
         raise CheckpointError(f"{path} is no meta.pkl of nanoGPT: {error}") from error
     itos = meta.get("itos") if isinstance(meta, dict) else None
-    characters = [itos.get(i) for i in range(len(itos))] if isinstance(itos, dict) else []
+    characters: list[Any] = [itos.get(i) for i in range(len(itos))] if isinstance(itos, dict) else []
     single = all(isinstance(c, str) and len(c) == 1 and not "\ud800" <= c <= "\udfff" for c in characters)
     if not characters or not single or len({*characters}) < len(characters):
         raise CheckpointError(f"{path} is no meta.pkl of nanoGPT: its 'itos' must give each id from 0 on a character")
@@ -236,8 +236,7 @@ def training_facts(content: Mapping[str, Any]) -> RunFacts:
     """The facts for the model's card: no paths, and a loss only where it is that of these weights."""
     config, step = content.get("config"), content.get("iter_num")
     config = config if isinstance(config, dict) else {}
-    steps = {"steps": step} if type(step) is int else {}
-    facts: RunFacts = {"training": {**steps}}
+    facts: RunFacts = {"training": {"steps": step} if type(step) is int else {}}
     if settings := {name: config[name] for name in SETTINGS if is_plain(config.get(name))}:
         facts["training"] |= {"hyperparameters": settings, "optimizer": "AdamW"}
     dataset = config.get("dataset")
@@ -249,7 +248,8 @@ def training_facts(content: Mapping[str, Any]) -> RunFacts:
     loss = loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else loss
     if config.get("always_save_checkpoint") is False and isinstance(loss, float) and is_plain(loss):
         facts["evaluation"] = {"val_loss": loss}  # saved only when it was the best: the loss is that of these weights
-        facts["evaluation"] |= {"step": step} if steps else {}
+        if type(step) is int:
+            facts["evaluation"]["step"] = step
     return facts
 
 
