@@ -473,7 +473,7 @@ def _score_window(model: GPT, ids: list[int], first: int, vocab: int) -> list[tu
     return scores
 
 
-def _check_text(model: GPT, ids: list[int], least: int) -> None:
+def _check_text(model: GPT, ids: Sequence[int], least: int) -> None:
     if len(ids) < least:
         raise ValueError(f"the text has {len(ids)} tokens; write a text of at least {least}")
     check_ids(ids, model.config.vocab_size)

@@ -82,10 +82,12 @@ def main() -> None:
         limit_time(SECONDS)
         try:
             request = json.loads(line)
+            reply: dict[str, object]
             if "template" in request:
                 template = environment().from_string(request["template"])
                 reply = {"done": True}
             else:
+                assert template, "a template comes first"
                 reply = {"text": render(template, request)}
         except Exception as error:  # a program by somebody else can fail in any way
             reply = {"error": f"{error}"[:500] or type(error).__name__}

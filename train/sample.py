@@ -6,6 +6,7 @@ samples/step-000500-attention.json    every head's map over the beginning of the
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ class Sample:
     def text(self, gpt: GPT, max_new_tokens: int | None = None) -> str:
         """What the model writes after the prompt. By PyTorch, so that it does not depend on when compiled code was
         ready: a resumed run writes the same."""
-        asked = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        tokens = stream_tokens(gpt, self.tokenizer, [self.ids], self.settings, engine="torch", **asked)
+        settings = self.settings if max_new_tokens is None else replace(self.settings, max_new_tokens=max_new_tokens)
+        tokens = stream_tokens(gpt, self.tokenizer, [self.ids], settings, engine="torch")
         return "".join(token.text for token in tokens)
 
     def write(self, folder: Path, step: int, gpt: GPT) -> str:

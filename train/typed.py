@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
@@ -31,9 +31,9 @@ LEFT_OVER = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 
 def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
     """{dotted name: type} of all settings of a dataclass and of those in it."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, kind in get_type_hints(cls).items():
-        found |= kinds(kind, f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
+        found |= kinds(cast(type, kind), f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
     return found
 
 
@@ -101,7 +101,9 @@ class Parser(jsonargparse.ArgumentParser):
 
     kinds: dict[str, Any] = {}  # noqa: RUF012 (jsonargparse copies parsers without arguments of ours)
 
-    def parse_args(self, args=None, *rest, **options) -> jsonargparse.Namespace:
+    def parse_args(  # type: ignore[override]  # argparse overloads it, jsonargparse too: ours goes before both
+        self, args=None, *rest, **options
+    ) -> jsonargparse.Namespace:
         words = [*(sys.argv[1:] if args is None else args)]
         try:
             words = self.plain(words)

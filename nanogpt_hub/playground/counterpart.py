@@ -28,7 +28,8 @@ def counterpart(
 
     names: the repo's revisions. token: of a visitor who signed in.
     """
-    own = models.load(place).tokenizer.hash
+    tokenizer = models.load(place).tokenizer
+    own = tokenizer and tokenizer.hash
     for name, revision in candidates(models, place, names):
         try:
             if models.tokenizer_hash(name, revision, token) == own:
