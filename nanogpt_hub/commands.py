@@ -291,7 +291,7 @@ def print_model(place: Resolved) -> GPTConfig:
     eot = "no end-of-text" if tokenizer.eot_id is None else f"end-of-text id {tokenizer.eot_id}"
     print(f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {eot}")
     if has_template(tokenizer):
-        print("chat         it has a template: nanogpt-hub chat talks with it")
+        print("chat         it has a template; to talk with it: nanogpt-hub chat PATH")
     return config
 
 

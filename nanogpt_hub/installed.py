@@ -72,9 +72,11 @@ def load(name: str) -> ModuleType:
 
 
 def config_names() -> list[str]:
-    """The configs that come along, as one types them: quickstart, shakespeare_char, ladder/1_rotary, ..."""
+    """The configs that come along, as one types them: quickstart, shakespeare_char, ladder/1_rotary, ... Those of
+    Accelerate's launcher are none of ours."""
     folder = part("configs")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("accelerate/"))
 
 
 # ---- what is missing ----

@@ -33,7 +33,8 @@ SMALL = (
 SHAPE = "--model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte"
 NANOGPT = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=False, vocab_size=3, dropout=0.0)
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
-PAGES.remove("docs/change-the-architecture.md")
+for name in ("change-the-architecture", "extend"):
+    PAGES.remove(f"docs/{name}.md")
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )?(?:\S*/)?(nanogpt-hub|python|make|accelerate|bash|git|pip) |\S+\\activate")
 SET_UP = re.compile(
     r"python -m venv|\S*activate|(python -m )?pip install|git "

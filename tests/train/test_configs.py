@@ -12,7 +12,7 @@ from train import finetune
 from train.config import as_settings, make_parser, parse
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")
 LADDER = sorted((ROOT / "configs" / "ladder").glob("*.yaml"))
 
 

@@ -85,7 +85,7 @@ def test_a_wrong_config_is_answered_in_ours(parser, capsys, text, sentence):
 def test_a_config_is_found_by_its_name_anywhere(parser):
     for words in (["quickstart"], ["configs/quickstart.yaml"], ["quickstart.yaml"]):
         config, _ = parse(parser, words)
-        assert (config.out_dir, config.data.source, config.eval.interval) == ("out/quickstart", "python", 110)
+        assert (config.out_dir, config.data.source, config.eval.interval) == ("out/quickstart", "python", 100)
     assert parse(parser, ["ladder/1_rotary"])[0].out_dir == "out/1_rotary"
     assert {"quickstart", "shakespeare_char", "ladder/8_muon"} <= {*config_names()}
     assert command_line("nanogpt-hub train", ["ladder/1_rotary"]) == "nanogpt-hub train ladder/1_rotary"
