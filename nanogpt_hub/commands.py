@@ -173,7 +173,7 @@ def chat(args: argparse.Namespace) -> None:
     try:
         talk = Chat(quantize_int8(model) if args.quantize else model, tokenizer, system, config)
     except NoTemplateError as error:
-        raise NoTemplateError(f"{place}: {error}; nanogpt-hub generate continues text") from error
+        raise NoTemplateError(f"{place}: {error}; to continue a text: nanogpt-hub generate PATH") from error
     say(f"[seed {config.seed}; a line is a message, {RESET} forgets what was said, Ctrl-D ends]")
     for text in typed_lines():
         if text == RESET:

@@ -261,7 +261,7 @@ def test_in_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_chat(folder):
 
 def test_info_and_push_name_the_command(folder, hub, monkeypatch, capsys):
     assert cli.main(["info", str(folder)]) == 0
-    assert "nanogpt-hub chat talks with it" in capsys.readouterr().out
+    assert "nanogpt-hub chat PATH" in capsys.readouterr().out
     hub.add_user("alice", "hf_AliceSecretToken0123456789")
     monkeypatch.setenv("HF_TOKEN", "hf_AliceSecretToken0123456789")
     assert cli.main(["push", str(folder), "alice/talks", "--license", "mit"]) == 0
