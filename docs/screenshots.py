@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("still", "moving"), help="the pictures or the film alone")
     parser.add_argument("--out", type=Path, default=DOCS, help="where the pictures go (default: docs/)")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     blocks = create_page(Playground(ModelStore(args.model or "tiny", args.runs, any_folder=True)))
     _, url, _ = serve(blocks, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
