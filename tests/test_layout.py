@@ -38,7 +38,7 @@ ROOMS = {
     "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
     "hub.plain_yaml": set(),
     "hub.readme": {"hub.plain_yaml"},
-    "exporters.*": {"model", "tokenizer", "checkpoint"},
+    "exporters.*": {"model", "tokenizer", "checkpoint", "files"},
     "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "installed", "hub.*"},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }

@@ -7,7 +7,6 @@ bpe:N and gpt2. llama.cpp has no tokenizer of characters, but a byte-level BPE w
 character gives the same ids. Needs the package `gguf`.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_hub.checkpoint import clean_state, load_model, read_json
+from nanogpt_hub.files import replacing
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import LETTERS, Tokenizer
 
@@ -52,12 +52,8 @@ def export_gguf(folder: str | Path, out: str | Path, kind: str = "f32") -> Path:
         raise ValueError(f"llama.cpp has no {model_type} with the activation relu2; train with gelu for it")
     tokens, merges = vocabulary(tokenizer, model.config.vocab_size)
     assert tokenizer is not None  # `vocabulary` has checked it
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as aside:
         write(aside, ARCHITECTURES[model_type], model, tokenizer, tokens, merges, kind)
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
     return out
 
 
