@@ -10,7 +10,6 @@ elsewhere in a model, a `forward` set on one module. Not noticed are hooks, cons
 replaced `CausalSelfAttention.attend`, and what PyTorch itself computes.
 """
 
-import ast
 import functools
 import inspect
 import textwrap
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
-from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parts, total
+from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parse, parts, total
 from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
@@ -162,7 +161,7 @@ def _code_text(code: CodeType) -> str:
 def _tree_text(text: str) -> str:
     """Canonical code where `text` is Python, else the text itself."""
     try:
-        return canonical(ast.parse(textwrap.dedent(text)).body)
+        return canonical(parse(textwrap.dedent(text)).body)
     except SyntaxError:
         return text
 

@@ -11,6 +11,7 @@ taken of the syntax tree, which is parsed and never executed, and is the same on
 
 import ast
 import hashlib
+import threading
 from typing import Any
 
 VERIFIED = {  # part of model.py -> its hash; written by `python tests/renew_core.py`, after the parity tests
@@ -31,10 +32,22 @@ NOT_FORWARD = {"PRESETS", "SIZES", "init_weights", "GPTConfig.init", "GPTConfig.
 NO_MEANING = {"ctx", "kind", "returns", "type_comment"}  # fields of syntax nodes that change nothing that is computed
 
 
+PARSING = threading.Lock()
+
+
+def parse(source: str) -> ast.Module:
+    """The syntax tree, in one thread at a time: Python 3.11's parser fails in several (python/cpython#106905).
+
+    Raises SyntaxError.
+    """
+    with PARSING:
+        return ast.parse(source)
+
+
 def parts(source: str) -> dict[str, str]:
     """Top-level name -> hash of its code, for all that can change what a core computes. SyntaxError."""
     texts: dict[str, list[str]] = {}
-    for node in without_docstring(ast.parse(source).body):
+    for node in without_docstring(parse(source).body):
         name = name_of(node)
         if name not in NOT_FORWARD:
             texts.setdefault(name, []).append(canonical(node, name))
@@ -52,7 +65,7 @@ def digest(text: str, length: int = 8) -> str:
 
 def verified_table(source: str) -> dict[str, str] | None:
     """The table `VERIFIED` in the text of another copy of this file, which is not executed; None where it has none."""
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         if isinstance(node, ast.Assign) and name_of(node) == "VERIFIED":
             return ast.literal_eval(node.value)
     return None

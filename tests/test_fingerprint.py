@@ -5,6 +5,7 @@ import glob
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,10 @@ def test_trying_a_core_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     faults(config)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_many_threads_at_once():
+    """Python's own parser is not safe in threads: the first visitors of a page may all ask at once."""
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: parts(SOURCE), range(64)))
+    assert all(each == found[0] for each in found)
