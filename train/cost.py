@@ -11,12 +11,10 @@ assumed MFU, and a price where a rate is given. Memory is the trainer's own esti
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from jsonargparse import Namespace
 
-from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
 
 from .config import TrainConfig, make_parser, parse
@@ -74,17 +72,13 @@ def parse_devices(text: str) -> tuple[int, str]:
     return int(match[1] or 1), names[match[2].lower()]
 
 
-def in_products(shape: GPTConfig) -> int:
-    """Parameters that take part in matrix products, of a model that is not made."""
-    one, two = (empty_model(replace(shape, n_layer=n)).num_params(embeddings=False) for n in (1, 2))
-    return one + (shape.n_layer - 1) * (two - one)
-
-
 def vocabulary_size(config: TrainConfig) -> int:
     """The model's vocabulary, as far as the config tells without the text."""
+    if config.model.vocab_size:
+        return config.model.vocab_size
     kind, _, number = config.data.tokenizer.partition(":")
     known = {"gpt2": GPT2_VOCABULARY, "byte": 257, "char": 100}.get(kind) or (int(number) if number.isdigit() else 0)
-    return max(config.model.vocab_size or 0, known or GPT2_VOCABULARY)
+    return known or GPT2_VOCABULARY
 
 
 def memory_parts(config: TrainConfig, shape: GPTConfig, n_params: int, micro: int, precision: str) -> dict[str, int]:
@@ -102,8 +96,7 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
         raise ValueError(
             f"batch_size {config.batch_size} cannot be divided among {devices} devices: choose a multiple of {devices}"
         )
-    vocab_size = vocabulary_size(config)
-    shape = config.model.gpt_config(min(vocab_size, config.model.vocab_size or vocab_size))
+    shape = config.model.gpt_config(vocabulary_size(config))
     if name == "here":
         device = choose_device(config.device)
         precision, _ = choose_precision(config.precision, device, shape.n_embd)
@@ -121,7 +114,7 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
     )
     parts = next(fitting, None) or memory_parts(config, shape, n_params, micros[-1], precision)
     tokens = config.max_steps * config.batch_size * shape.block_size
-    flops = flops_per_token(shape, in_products(shape)) * tokens
+    flops = flops_per_token(shape, count_parameters(shape, embeddings=False)) * tokens
     return Cost(n_params, tokens, flops, parts, flops / (devices * rate * (mfu or usual)), devices, name, memory)
 
 

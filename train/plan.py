@@ -16,10 +16,11 @@ from .report import size
 ENORMOUS = 2**62  # parameters, where their number cannot be computed
 
 
-def count_parameters(shape: GPTConfig) -> int:
-    """The parameters of a model that is not made: those of one block and of two, without memory, tell the rest."""
+def count_parameters(shape: GPTConfig, embeddings: bool = True) -> int:
+    """The parameters of a model that is not made, as `GPT.num_params` counts them: those of one block and of two,
+    without memory, tell the rest."""
     try:
-        one, two = (empty_model(replace(shape, n_layer=n)).num_params() for n in (1, 2))
+        one, two = (empty_model(replace(shape, n_layer=n)).num_params(embeddings) for n in (1, 2))
     except (RuntimeError, OverflowError):  # more numbers in a matrix than can be counted
         return ENORMOUS
     return one + (shape.n_layer - 1) * (two - one)

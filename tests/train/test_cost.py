@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_model():
     config = config_of("--model.preset=llama", "--model.size=1m", "--data.tokenizer=byte")
     model = GPT(config.model.gpt_config(257))
     assert cost.cost_of(config, 1, "T4").n_params == model.num_params()
-    assert cost.in_products(model.config) == model.num_params(embeddings=False)
+    assert cost.count_parameters(model.config, embeddings=False) == model.num_params(embeddings=False)
 
 
 def test_memory_is_the_trainers_own_estimate():
