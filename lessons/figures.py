@@ -3,8 +3,9 @@
     python -m lessons.figures [03 05 ...] [--seeds 1 2 3] [--out out/lessons]
 
 Of each lesson's README, the lines of its ```sh blocks that train or run a script are taken as they stand, with a seed
-and a folder of its own added. What they reach, from the lowest to the highest, is written to figures.json beside the
-README and as a table between its markers. Seconds are those of processor time, start and evaluation included.
+and a folder of its own added; those that name a seed themselves are left out. What they reach, from the lowest to the
+highest, is written to figures.json beside the README and as a table between its markers. Seconds are those of processor
+time, start and evaluation included.
 """
 
 import argparse
@@ -30,9 +31,10 @@ TRAINERS: dict[str, Callable[[list[str]], int]] = {"train.pretrain": pretrain.ma
 
 
 def commands(readme: str) -> list[str]:
-    """The lines of a lesson's ```sh blocks that train or run a script."""
+    """The lines of a lesson's ```sh blocks that train or run a script; not those that name a seed: they repeat one."""
     blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if re.match(r"python (-m train|lessons/)", line)]
+    lines = [line for block in blocks for line in block.splitlines() if re.match(r"python (-m train|lessons/)", line)]
+    return [line for line in lines if "--seed" not in line]
 
 
 def run(command: str, seed: int, out: Path) -> dict[str, float]:

@@ -377,7 +377,8 @@ def audit_text(args: argparse.Namespace) -> None:
         written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
         found = overlap(written, source.documents())
         print(f"verbatim   {found.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
-        print(f"longest    {found.longest} bytes: {found.example}")
+        if found.longest:
+            print(f"longest    {found.longest} bytes: {found.example}")
 
 
 # ---- compare ----
@@ -448,6 +449,7 @@ def push(args: argparse.Namespace) -> None:
         tags=tuple(args.tag),
         about=about,
         pull_request=args.create_pr,
+        notebook=not args.no_notebook,
         **common,
     )
     print(f"{done.url} ({done.branch}, commit {done.sha})")

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev, variance
 
-import yaml
-
 from nanogpt_hub.checkpoint import read_json
+from nanogpt_hub.hub.plain_yaml import read_mapping
 from nanogpt_hub.runs import MAX_BYTES, Run, read_run
 
 LEVEL = 0.05  # a difference is beyond noise where chance alone makes one as large less often than this
@@ -85,16 +84,19 @@ class Comparison:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_experiment(folder: str | Path) -> Experiment:
-    """A run's folder. Raises ValueError where it holds no log with evaluations, or no config."""
+def read_experiment(folder: str | Path, name: str = "") -> Experiment:
+    """A run's folder. name: what it is called, instead of the folder's name.
+
+    Raises ValueError where it holds no log with evaluations, or no config.
+    """
     folder = Path(folder)
-    run = read_run(folder)
+    run = read_run(folder, name)
     if not any("val_loss" in row for row in run.rows):
         raise ValueError(f"{folder} is no run that was evaluated: it has no metrics.jsonl with a val_loss")
     path = folder / "config.yaml"
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{folder} has no config.yaml, so nobody can say what was different; give a run's folder")
-    settings = flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    settings = flat(read_mapping(path.read_text(encoding="utf-8"), "config.yaml"))
     kept = {key: text for key, text in settings.items() if key.partition(".")[0] not in IGNORED}
     facts = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     return Experiment(run, kept, settings.get("seed", ""), bits_per_nat(facts.get("evaluation")))
