@@ -18,7 +18,7 @@ def page() -> str:
     parts = [board()]
     for name, track in TRACKS.items():
         record = record_of(name)
-        parts.append(f"## {name}\n\n{track.about[0].upper()}{track.about[1:]}.")
+        parts.append(f"## {name}\n\nOn {track.hardware}, to {track.goal} bits per byte: {track.about}.")
         if record is None:
             parts[-1] += f" No record yet: `nanogpt-hub speedrun {name}` on {track.hardware} makes the first one."
             continue

@@ -64,7 +64,8 @@ TRACKS = {
     "shakespeare": Track(SMALL, 2.72, CPU, "shakespeare_speedrun_cpu", SHAKESPEARE, sha256=SHAKESPEARE_SHA256),
     "stories": Track(
         "stories with a plot, whose entropy is 0.099 bits per byte; nothing is downloaded", 0.14, CPU, "stories",
-        "stories:level=4,seed=1", "stories:level=4,seed=1000,size=200000",
+        "stories", "stories:level=4,seed=1000,size=200000",
+        "6391d385522f6ff7fd54a61db44e271e8558f3c7f9ce3253b4de56a6aa905620",
     ),
     "shakespeare-t4": Track(LARGE, 2.1204, T4, "shakespeare_speedrun", SHAKESPEARE, sha256=SHAKESPEARE_SHA256),
     "shakespeare-gpu": Track(LARGE, 2.1204, GPU, "shakespeare_speedrun", SHAKESPEARE, sha256=SHAKESPEARE_SHA256),
@@ -124,11 +125,12 @@ def texts(track: Track, out: Path, given: str = "") -> tuple[str, str]:
 
     Raises ValueError for a text that is not the track's.
     """
+    measured = track.val_source or given or track.source
+    text = "".join(open_source(measured).texts())
+    if (found := hashlib.sha256(text.encode()).hexdigest()) != track.sha256:
+        raise ValueError(f"{measured} is another text than the track's (sha256 {found[:12]}...)")
     if track.val_source:
         return track.source, track.val_source
-    text = "".join(open_source(given or track.source).texts())
-    if (found := hashlib.sha256(text.encode()).hexdigest()) != track.sha256:
-        raise ValueError(f"{given or track.source} is another text than the track's (sha256 {found[:12]}...)")
     cut = int(0.9 * len(text))
     out.mkdir(parents=True, exist_ok=True)
     for name, piece in (("train.txt", text[:cut]), ("validation.txt", text[cut:])):
