@@ -66,7 +66,7 @@ def pieces(documents: Iterable[str]) -> Iterator[str]:
     """Documents; of long ones their paragraphs."""
     for text in documents:
         parts = re.split(r"\n\s*\n", text) if len(text) > LONG_DOCUMENT else [text]
-        yield from (part for part in parts if part.strip())
+        yield from (part.strip("\n") for part in parts if part.strip())
 
 
 def shown(text: str, most: int = 60) -> str:

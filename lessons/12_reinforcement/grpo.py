@@ -22,18 +22,19 @@ REWARDS = {  # a text -> its reward
     "well": lambda text: float(first_error(text, 2) is None and text.endswith(tuple(f"{wish}." for wish in SKY))),
     "moon": lambda text: float(min(text.count("moon"), 5)),
 }
-GROUP, LENGTH, STEPS = 64, 40, 40  # texts of a step, tokens of a text at most, steps
+GROUP, LENGTH, STEPS = 32, 40, 50  # texts of a step, tokens of a text at most, steps
 RATE, KEEP = 1e-3, 0.02  # the learning rate; how much it costs to move away from the model as it was
 
 
 @torch.no_grad()
 def write(model, eot: int, n: int, generator: torch.Generator) -> Tensor:
-    """n texts at temperature 1, (n, 1 + LENGTH): end-of-text, the text, and end-of-text again as far as they reach."""
+    """n texts at temperature 1, (n, T): end-of-text, the text, and end-of-text again up to the longest one's."""
     ids = torch.full((n, 1), eot)
-    for _ in range(LENGTH):
+    over = torch.zeros(n, 1, dtype=torch.bool)
+    while ids.size(1) <= LENGTH and not over.all():
         drawn = torch.multinomial(model(ids)[0][:, -1].softmax(-1), 1, generator=generator)
-        over = (ids[:, 1:] == eot).any(1, keepdim=True)
         ids = torch.cat([ids, drawn.where(~over, eot)], 1)
+        over = over | (drawn == eot)
     return ids
 
 
