@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", default="out/reinforced", help="folder of the new model")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # its matrices are too small for more
     model, tokenizer = load_model(args.model)
     measure("before", model, tokenizer, args.seed)
     learn(model, tokenizer, REWARDS[args.reward], args.seed)
