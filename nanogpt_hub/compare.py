@@ -118,8 +118,13 @@ def flat(nested: object, prefix: str = "") -> dict[str, str]:
 
 
 def loss_at(run: Run, axis: str, place: float) -> float:
-    """The validation loss at a place on an axis (step, tokens or seconds), between evaluations on the straight line."""
+    """The validation loss at a place on an axis (step, tokens or seconds), between evaluations on the straight line.
+
+    NaN where the log does not tell the axis.
+    """
     points = [(row[axis], row["val_loss"]) for row in run.rows if "val_loss" in row and axis in row]
+    if not points:
+        return math.nan
     before = [point for point in points if point[0] <= place] or points[:1]
     after = [point for point in points if point[0] >= place] or points[-1:]
     (x0, y0), (x1, y1) = before[-1], after[0]
@@ -225,6 +230,8 @@ def tables(comparison: Comparison) -> list[str]:
 
 
 def cell(losses: list[float]) -> str:
+    if any(map(math.isnan, losses)):
+        return ""
     half = interval(losses)
     return f"{mean(losses):.4f}" + (f" ± {half:.4f}" if half is not None else "")
 
