@@ -5,7 +5,7 @@
 Of each lesson's README, the lines of its ```sh blocks that train or run a script are taken as they stand, with a seed
 and a folder of its own added; those that name a seed themselves are left out. What they reach, from the lowest to the
 highest, is written to figures.json beside the README and as a table between its markers. Seconds are those of processor
-time, start and evaluation included, of a process that computes with one thread.
+time, start and evaluation included.
 """
 
 import argparse
