@@ -10,9 +10,11 @@ from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import read_json
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.playground.models import ModelStore
-from nanogpt_hub.playground.views import parts_view, safe_markdown
+from nanogpt_hub.playground.views import card_html, parts_view
 from nanogpt_hub.readable import count, size
 from nanogpt_hub.runs import run_record
+
+MOST_CARD = 2**17  # bytes of a card that are shown: a second's work, whatever is in it
 
 
 def info(models: ModelStore, place: Resolved) -> dict:
@@ -53,11 +55,11 @@ def chips(models: ModelStore, place: Resolved) -> list[list[str]]:
 
 
 def card(place: Resolved) -> str:
-    """README.md, made harmless; a sentence where there is none."""
+    """README.md as harmless HTML; a sentence where there is none."""
     path = place.folder / "README.md"
-    if not path.is_file() or path.stat().st_size > 2**20:
-        return "*This model has no card.*"
-    return safe_markdown(path.read_text(encoding="utf-8", errors="replace"))
+    if not path.is_file() or path.stat().st_size > MOST_CARD:
+        return "<p><em>This model has no card.</em></p>"
+    return card_html(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def files(place: Resolved) -> list[list[str]]:
