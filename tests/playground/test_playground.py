@@ -41,16 +41,6 @@ def folder(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "best")
 
 
-@pytest.fixture
-def playground(folder):
-    return Playground(ModelStore(str(folder)))
-
-
-@pytest.fixture
-def place(playground):
-    return playground.models.find()
-
-
 def write(playground, place, prompt="To be", **asked):
     asked = {"max_new_tokens": 20, "seed": 3, **asked}
     return list(playground.write(place, prompt, playground.settings(place, **asked)))
@@ -593,8 +583,8 @@ def test_cards_are_made_harmless():
     "text",
     [
         r"\`<img src=x>`", "a ~~~<img src=x>~~~", "``a` <img src=x> `b``c", "<img\nsrc=x>", "    <img src=x>",
-        "- <img src=x>", "<script>\n\n![a](http://evil/x.png)\n</script>", "a\n\n\n> b\n\n\n1. c\n\n   d", "<IMG SRC=x>",
-        "[a](javascript:alert(1))", "[a](data:text/html,x)", "<javascript:alert(1)>",
+        "- <img src=x>", "<script>\n\n![a](http://evil/x.png)\n</script>", "a\n\n\n> b\n\n\n1. c\n\n   d",
+        "<IMG SRC=x>", "[a](javascript:alert(1))", "[a](data:text/html,x)", "<javascript:alert(1)>",
         "<!-- --><img src=x>", "![a](http://evil/x.png", "<style>*{}</style>", "[a]: javascript:alert(1)\n\n[a]",
         '[a](http://b "<img src=x>")',
     ],
