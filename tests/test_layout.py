@@ -16,6 +16,8 @@ ROOMS = {
     "model": set(),
     "tokenizer": set(),
     "files": set(),
+    "readable": set(),
+    "devices": set(),
     "formats": set(),
     "stories": set(),
     "sources": {"files", "formats", "stories"},
@@ -39,7 +41,7 @@ ROOMS = {
     "hub.plain_yaml": set(),
     "hub.readme": {"hub.plain_yaml"},
     "exporters.*": {"model", "tokenizer", "checkpoint", "files"},
-    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "installed", "hub.*"},
+    "hub.*": {*"model tokenizer families core fingerprint checkpoint files installed readable hub.*".split()},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 

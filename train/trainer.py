@@ -33,6 +33,7 @@ from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT
+from nanogpt_hub.runs import METRICS
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .attention import use_short_attention
@@ -52,7 +53,7 @@ from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from .plan import bytes_needed, micro_batch_size, save_bytes
-from .report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
+from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
 from .sharing import Sharing
 from .state import COUNTERS, StateError, load_tensors, save_state
