@@ -184,6 +184,8 @@ class Trainer:
         cfg, p = self.config, self.progress
         if self.accelerator.is_main_process:
             self.metrics = MetricsFile(self.out / METRICS, keep_until=p.step if p.step else -1)
+            if p.step and not (self.out / "loss.png").exists():  # a card that is written shows it
+                plot_loss(self.out / METRICS, self.out / "loss.png", self.data.baselines)
         self.started, self.saved_at = time.perf_counter() - p.seconds, time.perf_counter()
         ended = "done"
         with Interrupt() as interrupt, self._bar() as bar:
