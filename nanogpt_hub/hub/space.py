@@ -76,7 +76,7 @@ def create_space(
     try:
         space_id = own_space(api, space_id)
         info = api.model_info(model_id, revision=revision)
-        files = collect_space(app_folder, model_id, preload="" if info.private else info.sha)
+        files = collect_space(app_folder, model_id, preload="" if info.private else info.sha or "")
         config = hf_hub_download(model_id, "config.json", revision=info.sha, token=token)
         check_cores(read_json(config), files, model_id)
         about = dict(space_sdk="gradio", space_hardware=hardware or FREE_HARDWARE)

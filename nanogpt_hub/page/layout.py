@@ -125,7 +125,7 @@ HEADERS = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b
 def serve(blocks: gr.Blocks, **options: Any) -> tuple:
     """Serves the page. Options are those of gradio's launch."""
     scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    fixed = dict(
+    fixed: dict[str, Any] = dict(
         theme=make_theme(),
         css_paths=STATIC / "page.css",
         head=f"<script>{scripts}</script>",
