@@ -36,7 +36,7 @@ from .loading import load_data, open_source_of
 from .plan import check_disk, memory_line
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .sharing import Sharing
-from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
 from .tokenizing import wait_for
 from .trainer import Trainer
 from .typed import Parser
@@ -314,6 +314,8 @@ def settings_text(parsed: Namespace, parser: Parser) -> str:
 def finished_lines(trainer: Trainer) -> list[str]:
     """What there is to say of a run that is at its end already."""
     trainer.repair_last()
+    if trainer.accelerator.is_main_process:
+        remove_older(trainer.out / "state")
     if trainer.sharing:
         trainer.sharing.state()
     return [
