@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, SpaceHardware, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from nanogpt_hub.checkpoint import core_difference, read_json
@@ -120,7 +120,7 @@ def configure(
     for name, value in secrets.items():
         api.add_space_secret(space_id, name, value)
     if hardware:
-        api.request_space_hardware(space_id, hardware)
+        api.request_space_hardware(space_id, cast(SpaceHardware, hardware))  # the client takes the name, too
 
 
 def collect_space(app_folder: str | Path | None, model_id: str, preload: str = "") -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import HfApi
@@ -64,11 +64,11 @@ class Limits:
         values: dict[str, Any] = {"model_bytes": 10**9} if on_space else {}
         for item in fields(cls):
             name = f"NANOGPT_MAX_{item.name.upper()}"
-            text = os.environ.get(name, "")
+            text, default = os.environ.get(name, ""), cast(Any, item.default)
             try:
-                values |= {item.name: type(item.default)(text)} if text else {}
+                values |= {item.name: type(default)(text)} if text else {}
             except ValueError:
-                raise ValueError(f"{name} is {text!r}; it must be a number, such as {item.default}") from None
+                raise ValueError(f"{name} is {text!r}; it must be a number, such as {default}") from None
         return cls(**values)
 
     def check(self, what: str, got: float, most: float, unit: str = "") -> None:
