@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import torch
@@ -42,7 +43,7 @@ from nanogpt_hub.families import empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
-from nanogpt_hub.hub.card import write_card
+from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
@@ -92,7 +93,7 @@ def generate(args: argparse.Namespace) -> None:
         config = dataclasses.replace(config, stop_tokens=())
     model, tokenizer = open_model(place, args)
     ids = encode_prompt(tokenizer, prompt)
-    draft = open_draft(args, tokenizer)
+    draft, seed = open_draft(args, tokenizer), config.seed or 0
     if args.quantize:
         model = quantize_int8(model)
     for sample in range(args.num_samples):
@@ -100,13 +101,13 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
-        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
+        config = dataclasses.replace(config, seed=seed + sample)
+        for token in stream_tokens(model, tokenizer, [ids], config, draft=draft, engine=args.engine):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+        say(f"[seed {config.seed}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
 
 
 def sampling_settings(place: Resolved, args: argparse.Namespace) -> SamplingConfig:
@@ -123,13 +124,13 @@ def prepare_engine(args: argparse.Namespace) -> None:
         preparation.wait()
 
 
-def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
+def open_draft(args: argparse.Namespace, tokenizer: Tokenizer | None) -> Speculator | None:
     """What guesses ahead, if anything shall. ValueError for a model with another tokenizer."""
     if args.speculate in (None, "ngram"):
         return Speculator() if args.speculate else None
     place = resolve(args.speculate)
     small, its_tokenizer = open_model(place, args)
-    if its_tokenizer is None or its_tokenizer.hash != tokenizer.hash:
+    if its_tokenizer is None or tokenizer is None or its_tokenizer.hash != tokenizer.hash:
         raise ValueError(f"{place} cannot guess for {args.path}: its tokenizer is not the same")
     return Speculator(quantize_int8(small) if args.quantize else small)
 
@@ -182,7 +183,7 @@ def chat(args: argparse.Namespace) -> None:
 
 def answer(talk: Chat, text: str, engine: str | None) -> None:
     """Prints one answer as it comes. Ctrl-C ends it; what has come is part of the conversation."""
-    finish = None
+    finish: str | None = None
     try:
         for token in talk.stream(text, engine):
             print(token.text, end="", flush=True)
@@ -291,7 +292,8 @@ def training_facts(folder: Path) -> dict[str, object]:
     """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
     facts = run_record(folder)
     known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
-    return {name: value for name, value in readable.flatten(known) if not name.startswith("training.hyperparameters")}
+    settings = readable.flatten(known)
+    return {name: value for name, value in settings.items() if not name.startswith("training.hyperparameters")}
 
 
 def print_rows(title: str, rows: dict[str, object]) -> None:
@@ -361,9 +363,9 @@ def audit_text(args: argparse.Namespace) -> None:
         model, tokenizer = open_model(resolve(args.model), args)
         sampling = SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1)
         written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
-        found = overlap(written, source.documents())
-        print(f"verbatim   {found.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
-        print(f"longest    {found.longest} bytes: {found.example}")
+        again = overlap(written, source.documents())
+        print(f"verbatim   {again.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
+        print(f"longest    {again.longest} bytes: {again.example}")
 
 
 # ---- compare ----
@@ -415,7 +417,7 @@ def push(args: argparse.Namespace) -> None:
     if "@" in args.repo_id:
         raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --branch")
     token = Path(args.token_file).expanduser().read_text(encoding="utf-8").strip() if args.token_file else None
-    common = dict(private=args.private, message=args.message, token=token, say=say)
+    common: dict[str, Any] = dict(private=args.private, message=args.message, token=token, say=say)
     if args.state:
         done = push_state(args.path, args.repo_id, **common)
         print(f"{done.url} ({done.branch}, commit {done.sha})")
@@ -424,7 +426,8 @@ def push(args: argparse.Namespace) -> None:
     place = resolve(args.path)
     about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
     if args.description and not place.repo_id:  # kept in the folder too, or the next push would take it away
-        write_card(place.folder, {**run_record(place.folder), "description": args.description})
+        facts = cast(RunFacts, run_record(place.folder) | {"description": args.description})
+        write_card(place.folder, facts)
     if "license" not in about:
         about = ask_license(place.folder) | about
     done = push_to_hub(
@@ -432,7 +435,7 @@ def push(args: argparse.Namespace) -> None:
         args.repo_id,
         branch=args.branch,
         tags=tuple(args.tag),
-        about=about,
+        about=cast(RunFacts, about),
         pull_request=args.create_pr,
         **common,
     )

@@ -271,7 +271,7 @@ def test_commands_in_the_code_exist():
 def test_each_command_that_is_printed_is_taken_by_its_parser():
     parser, tried = cli.build_parser(), 0
     for place, text in printed_commands():
-        words = shlex.split(re.split(r" \(|, or |;", text)[0].rstrip(" .,"))
+        words = shlex.split(re.split(r' \(|[)"]|, or |;', text)[0].rstrip(" .,"))
         prose = len(words) < 2 or words[0].isupper() or words[0] in ("writes", "loads", "only")
         if place.startswith(("nanogpt_hub", "train")) and not prose:
             parser.parse_args(words)

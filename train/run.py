@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator, PartialState
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
@@ -39,6 +39,7 @@ from .sharing import Sharing
 from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
 from .tokenizing import wait_for
 from .trainer import Trainer
+from .typed import Parser
 
 NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
 
@@ -54,7 +55,7 @@ class Start(NamedTuple):
 MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 
-def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
+def main(parser: Parser, make_start: MakeStart, argv: list[str] | None = None) -> int:
     """The whole command: returns its exit status, with a sentence where it is not 0.
 
     0: done, or asked to stop (SIGINT, SIGTERM, SIGHUP) and saved; 1: the run could not go on; 2: it was not begun,
@@ -91,9 +92,7 @@ def fail(sentence: str, status: int, alone: bool = False) -> int:
     return status
 
 
-def fetch_run(
-    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
-) -> tuple[TrainConfig, Namespace]:
+def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list[str]) -> tuple[TrainConfig, Namespace]:
     """Brings a run from the Hub into out_dir; without a CONFIG what its own may decide counts, below the given flags.
 
     Raises ValueError, with the command to give, where the user has not said what the run shall read.
@@ -117,7 +116,7 @@ def fetch_run(
 def run(
     config: TrainConfig,
     parsed: Namespace,
-    parser: ArgumentParser,
+    parser: Parser,
     make_start: MakeStart,
     argv: list[str],
     lock: RunLock,
@@ -155,7 +154,7 @@ def run(
     return NOT_SHARED if left else 0
 
 
-def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: RunLock, state: dict | None) -> list[str]:
+def train(trainer: Trainer, parsed: Namespace, parser: Parser, lock: RunLock, state: dict | None) -> list[str]:
     """The run itself, from the first thing that is written on. Returns what there is to say of it in the end."""
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
@@ -170,7 +169,7 @@ def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: Run
     return closing_lines(trainer)
 
 
-def find_state(out: Path, parsed: Namespace, parser: ArgumentParser) -> dict | None:
+def find_state(out: Path, parsed: Namespace, parser: Parser) -> dict | None:
     """The state to go on from, or None for a fresh run.
 
     Raises ValueError where the wish and the folder disagree, or the state is damaged: nothing is changed then.
@@ -293,7 +292,7 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
     return lines
 
 
-def prepare_folder(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, fresh: bool) -> None:
+def prepare_folder(trainer: Trainer, parsed: Namespace, parser: Parser, fresh: bool) -> None:
     """Empties the run's folder of an earlier run's files, and stores the resolved config."""
     out = trainer.out
     if fresh:
@@ -304,7 +303,7 @@ def prepare_folder(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, 
     write_atomic(out / "config.yaml", changed + settings_text(parsed, parser))
 
 
-def settings_text(parsed: Namespace, parser: ArgumentParser) -> str:
+def settings_text(parsed: Namespace, parser: Parser) -> str:
     """The resolved settings of a run as YAML."""
     settings = parsed.clone()
     for key in ("config", "resume", "overwrite", "out_dir"):

@@ -8,6 +8,7 @@ character gives the same ids. Needs the package `gguf`.
 """
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ NAMES = {
 NO_MERGE = "~ `"
 
 
-def export_gguf(folder: str | Path, out: str | Path, kind: str = "f32") -> Path:
+def export_gguf(folder: str | PathLike[str], out: str | Path, kind: str = "f32") -> Path:
     """Writes a model folder as a GGUF file and returns its path.
 
     kind: how matrices are stored, one of `KINDS`. Raises ValueError for a family or tokenizer that llama.cpp cannot

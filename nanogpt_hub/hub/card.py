@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -111,6 +111,7 @@ class RunFacts(TypedDict, total=False):
     sample: SampleFacts
     base_model: BaseFacts
     page: str  # user/name of the static Space in which a browser runs the model
+    chat: bool  # whether it has a chat template; `make_card` looks
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -158,11 +159,12 @@ def complete_facts(folder: Path, facts: RunFacts) -> RunFacts:
     """The facts, with the model's shape and tokenizer read from the folder where they are missing."""
     config, model_type = read_config_and_type(folder, any_core=True)  # a card computes nothing
     parameters = empty_model(config).num_params()
-    model = {"config": asdict(config), "parameters": parameters, **facts.get("model", {})}
+    model: ModelFacts = {"config": asdict(config), "parameters": parameters}
+    model.update(facts.get("model", {}))
     model["family"] = model_type
     core = recorded_core(read_json(folder / "config.json"))
     model["core"] = f"{', '.join(core.changed)}; core {core.fingerprint}" if core else ""
-    data = dict(facts.get("data", {}))
+    data = facts.get("data", {}).copy()
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
         data["tokenizer"] = f"{data.get('tokenizer') or tokenizer.kind} ({tokenizer.vocab_size:,} tokens)"
@@ -193,7 +195,8 @@ def metadata(facts: RunFacts, title: str) -> dict[str, Any]:
 
 def evaluation_results(facts: RunFacts) -> list[EvalResult]:
     """The model-index entries: what was measured, on what."""
-    evaluation, source = complete_evaluation(facts), facts.get("data", {}).get("source", {})
+    evaluation: dict[str, Any] = {**complete_evaluation(facts)}
+    source = facts.get("data", {}).get("source", {})
     if not source.get("name"):
         return []
     names = {"loss": "val_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
@@ -210,10 +213,11 @@ def evaluation_results(facts: RunFacts) -> list[EvalResult]:
 
 def complete_evaluation(facts: RunFacts) -> EvaluationFacts:
     """The measurements, with the perplexity that follows from the loss; none that is not finite."""
-    evaluation = {k: v for k, v in facts.get("evaluation", {}).items() if v is not None and math.isfinite(v)}
+    measured: dict[str, Any] = {**facts.get("evaluation", {})}
+    evaluation = {k: v for k, v in measured.items() if v is not None and math.isfinite(v)}
     if "val_loss" in evaluation:
         evaluation.setdefault("perplexity", math.exp(min(evaluation["val_loss"], 700)))
-    return evaluation
+    return cast(EvaluationFacts, evaluation)
 
 
 # --- the block --------------------------------------------------------------------------------------------------------
@@ -386,7 +390,7 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool, source: str) -> str:
     )
     stock = facts["model"].get("family") in FAMILIES
     parts = ["## How to use it", *install_lines(facts, source), fenced(ours, "python")]
-    oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
+    oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family", ""), "4.45")
     parts += ["or in a terminal:", fenced(f"nanogpt-hub chat {name}", "sh")] if facts.get("chat") else []
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
@@ -463,10 +467,10 @@ def command_section(facts: RunFacts, name: str, source: str) -> str:
         command += f"nanogpt-hub {verb} {folder}/training/config.yaml"
     if not command:
         return ""
-    source = facts.get("data", {}).get("source", {})
+    text = facts.get("data", {}).get("source", {})
     note = ""
-    if source.get("kind") in ("file", "folder"):
-        was = code(str(source.get("name")))
+    if text.get("kind") in ("file", "folder"):
+        was = code(str(text.get("name")))
         note = f"\n\nThe text, {was}, is not part of this repository: give yours by `--data.source`."
     if source and command.startswith("nanogpt-hub ") and not facts["model"].get("core"):
         command = f'pip install "nanogpt-hub[train] @ {source}"\n{command}'
@@ -515,7 +519,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def source_link(source: Mapping[str, Any]) -> str:
-    name = cell(source["name"])
+    name = cell(source["name"]) or ""
     return f"[{name}](https://huggingface.co/datasets/{source['name']})" if source.get("kind") == "hub" else name
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import cast
 
@@ -332,7 +333,7 @@ class Pushed:
 
 
 def push_to_hub(
-    folder: str | Path,
+    folder: str | PathLike[str],
     repo_id: str,
     *,
     private: bool = False,

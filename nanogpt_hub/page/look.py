@@ -38,12 +38,12 @@ class LookTab:
         self.looked = gr.State(None)  # the place that the tab shows
         self.shown = [self.text, self.read, self.tokens, self.figures, self.panel, *self.views]
         inputs, outputs = [page.place, self.text, *controls.fields], self.shown
-        options = dict(turn=MODEL, show_progress_on=self.text)
+        options: dict[str, Any] = dict(turn=MODEL, show_progress_on=self.text)
         page.on(any_of(look.click, self.text.submit), self.run, inputs, outputs, **options)
         inputs, outputs = [self.looked, *inputs], [self.looked, *outputs]
         page.on(tab.select, self.look_first, inputs, outputs, **options)
         page.on_model(self.look_again, inputs, outputs, **options)
-        chosen = dict(turn=MODEL, show_progress="hidden", trigger_mode="always_last")
+        chosen: dict[str, Any] = dict(turn=MODEL, show_progress="hidden", trigger_mode="always_last")
         for listen in (self.tokens.select, self.panel.input):
             page.on(listen, self.open_panel, [self.read, *controls.fields], self.panel, **chosen)
 

@@ -26,7 +26,7 @@ def probability_cell(p: float) -> dict:
 
 def next_tokens_view(result: NextTokens) -> dict:
     """Bars: a row for each token, a column for each sampler."""
-    rows = []
+    rows: list[dict] = []
     for token in result.tokens:
         cells = [probability_cell(p) for p in token.probs]
         if token.cut_by:
@@ -58,7 +58,7 @@ def lens_view(result: LogitLens, inside: Inside) -> dict:
 
 def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
-    worst = sorted(result.tokens[1:], key=lambda token: -token.bits)[:3]
+    worst = sorted(result.tokens[1:], key=lambda token: -(token.bits or 0.0))[:3]
     where = ", ".join(f"`{escape(token.piece.text)}` ({token.bits:.1f} bits)" for token in worst)
     return (
         f"**{result.bits_per_character:.2f} bits per character**, {result.bits_per_token:.2f} bits per token "
@@ -151,9 +151,9 @@ def head_view(run: Run, steps: Sequence[int], chosen: tuple[int, int] | None = N
     most = changes.index(max(changes))
     layer, head = chosen if chosen and chosen[0] in range(L) and chosen[1] in range(H) else (most // H, most % H)
     scaled = [each / max(*changes, 1e-9) for each in changes]
-    maps = [[step, maps["maps"][layer][head]] for step, maps in kept]
+    chosen_maps = [[step, maps["maps"][layer][head]] for step, maps in kept]
     about = {"run": run.name, "tokens": shape[0], "heads": [L, H], "layer": layer, "head": head}
-    return {**about, "changes": [round(each, 3) for each in scaled], "steps": maps}
+    return {**about, "changes": [round(each, 3) for each in scaled], "steps": chosen_maps}
 
 
 def change(one: str, other: str) -> float:

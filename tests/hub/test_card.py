@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.hub import card as card_module
 from nanogpt_hub.hub.card import RunFacts, make_card, write_card
 from nanogpt_hub.hub.readme import CardError, Readme, merge_edits, update_readme, validate_readme
 from nanogpt_hub.model import GPT, GPTConfig
@@ -68,6 +69,15 @@ def test_a_full_card_tells_every_fact(folder):
         "Duplicate this Space", "python -m train.pretrain configs/plays.yaml", "## Limits",
     ):  # fmt: skip
         assert fact in card, fact
+
+
+def test_a_card_says_what_installs_the_trainer(folder, monkeypatch):
+    monkeypatch.setattr(card_module, "public_source", lambda: "git+https://github.com/alice/nanogpt_hub@0123abc")
+    facts = {"data": {"source": {"kind": "file", "name": "my.txt"}}, "training": {"command": "nanogpt-hub train a"}}
+    card = make_card(folder, facts, "alice/tiny")
+    install = 'pip install "nanogpt-hub[train] @ git+https://github.com/alice/nanogpt_hub@0123abc"'
+    assert f"{install}\nnanogpt-hub train a\n" in card
+    assert "The text, `my.txt`, is not part of this repository" in card
 
 
 def test_a_card_without_facts_has_no_holes(folder):
