@@ -319,6 +319,8 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
         )
     values["activation"] = family.activations[activation]
     config = _checked_config(values, {name: keys[0] for name, keys in family.keys.items()})
+    if asked := _obstacles(family, config):
+        raise ValueError(f"config.json asks for {' and '.join(asked)}, which no {model_type} has")
     if content.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
             f"head_dim is {show(content['head_dim'])}; this project has heads of hidden_size / num_attention_heads, "

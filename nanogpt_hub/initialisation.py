@@ -6,25 +6,22 @@ They are no part of what a model with given weights computes, so a change here i
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn as nn
 
-if TYPE_CHECKING:
-    from nanogpt_hub.model import GPT
-
 
 @torch.no_grad()
-def init_weights(model: "GPT") -> None:
-    """Draws fresh weights the way the config's lineage does. Norms start at one, biases at zero.
+def init_weights(model: nn.Module) -> None:
+    """Draws fresh weights for a GPT, the way its config's lineage does. Norms start at one, biases at zero.
 
     gpt2: normal 0.02, the projections into the residual stream smaller by sqrt(2 n_layer), so that the stream's
     variance does not grow with depth. neox: sqrt(2 / (5 C)) and, into the stream, 2 / (n_layer sqrt(C)) (GPT-NeoX's
     small_init and wang_init). nanochat: uniform with variance 1/C; output projections and head zero, so that the
     untrained model is the identity and its loss exactly ln(V); the embedding normal with variance 1.
     """
-    cfg = model.config
+    cfg: Any = model.config
     C, L = cfg.n_embd, cfg.n_layer
     std, proj_std = {
         "gpt2": (0.02, 0.02 / math.sqrt(2 * L)),

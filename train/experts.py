@@ -1,7 +1,8 @@
 """Mixtures of experts in training: the loss that spreads the tokens over the experts, and how evenly they are used.
 
 Left alone, a router soon sends most tokens to a few experts: those learn more, so they are chosen more. A second loss,
-weighted by the model's `router_aux_loss_coef`, pulls the other way (arXiv:2101.03961, section 2.2).
+weighted by the model's `router_aux_loss_coef`, pulls the other way (arXiv:2101.03961, section 2.2). It is that of each
+micro-batch: here alone, how a batch is split changes more than rounding.
 """
 
 import math

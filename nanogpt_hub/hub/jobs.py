@@ -98,4 +98,4 @@ def check_dataset(name: str, revision: str = "") -> None:
     try:
         HfApi().repo_info(name, repo_type="dataset", revision=revision or None)
     except (HTTPError, OSError, ValueError) as error:
-        raise HubError(explain(error, f"the dataset {name}", revision)) from error
+        raise HubError(explain(error, f"dataset {name}", revision)) from error
