@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from nanogpt_hub import installed
 from nanogpt_hub.hub.jobs import Job, check_dataset, check_target, has_state, start
@@ -32,10 +32,10 @@ from .cost import vocabulary_size
 from .facts import given_facts
 from .fetched import MADE_HERE
 from .pretrain import check_pretraining
+from .typed import Parser
 
 PROG = f"python -m {__package__}.jobs"  # as it is typed; `nanogpt-hub` gives its own
-OWN = ("flavor", "timeout", "namespace", "secret", "code", "dry_run")  # arguments that are not the run's
-NOT_THERE = ("config", "resume", "overwrite", "out_dir", "data.cache_dir", *OWN)  # what the job's command leaves out
+NOT_THERE = ("out_dir", "data.cache_dir")  # settings that mean this machine
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         return 130
 
 
-def job_parser(prog: str) -> ArgumentParser:
+def job_parser(prog: str) -> Parser:
     """The arguments of a training run, and those of a job."""
     parser = make_parser(prog, "Trains a GPT on a machine of Hugging Face (Jobs), by the words of train.")
     parser.add_argument("--flavor", default="t4-small", help="the machine: cpu-basic, t4-small, a10g-large, h200, ...")
@@ -69,7 +69,7 @@ def job_parser(prog: str) -> ArgumentParser:
     return parser
 
 
-def run(config: TrainConfig, parsed: Namespace, parser: ArgumentParser) -> int:
+def run(config: TrainConfig, parsed: Namespace, parser: Parser) -> int:
     """Checks the run, says what the job is, and starts it."""
     check_run(config, parsed)
     for option, source in sources_of(config):
@@ -185,7 +185,7 @@ def os_value(name: str) -> str:
 
 
 def command(
-    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, repo_id: str, code: str, goes_on: bool
+    config: TrainConfig, parsed: Namespace, parser: Parser, repo_id: str, code: str, goes_on: bool
 ) -> list[str]:
     """The words of the job: uv installs the code and what it needs, and `nanogpt-hub train` gets every setting that is
     not the default as a flag, so that no file has to go along."""
@@ -199,7 +199,7 @@ def command(
     return ["uv", "run", *installs, "nanogpt-hub", "train", *words]
 
 
-def settings(parsed: Namespace, parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
+def settings(parsed: Namespace, parser: Parser) -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of the run's settings that are not the default."""
     defaults = parser.get_defaults()
     for name in parser.kinds:

@@ -131,7 +131,7 @@ def mixture(text, tmp_path_factory) -> Path:
 def test_a_run_learns_says_how_its_experts_are_used_and_leaves_a_stock_folder(mixture, text, tmp_path, capsys):
     assert run(text, tmp_path / "run", "--max_steps", "10") == 0
     said = capsys.readouterr().out
-    assert "saved as mixtral" in said
+    assert "for each token); 2 layers, 2 heads, width 16, 2 of 4 experts, context 16; saved as mixtral" in said
     assert said.count("  experts: evenness ") == 2
     rows = [row for row in read_metrics(mixture / "metrics.jsonl") if "val_loss" in row]
     assert [row["step"] for row in rows] == [0, 10, 20]
