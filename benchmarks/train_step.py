@@ -1,6 +1,6 @@
 """One training step, tokens per second: the trainer's own against nanoGPT's loop, the same architecture in both.
 
-    python -m benchmarks.train_step [--nanogpt DIR] [--launches 3] [--rounds 4] [--threads N]
+    python -m benchmarks.train_step [--nanogpt DIR] [--launches 3] [--rounds 4] [--threads N] [--only 6x384]
 
 DIR is a checkout of https://github.com/karpathy/nanoGPT; without it only our figures are shown. Each has a process of
 its own, because the trainer changes how its process allocates memory, and they take turns; `launches` times anew,
@@ -183,10 +183,19 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="measure the steps whose names begin so, such as 6x384")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     shapes = SHAPES_CUDA if torch.cuda.is_available() else SHAPES
+    shapes = [shape for shape in distinct(shapes) if shape.name.startswith(args.only)]
+    if not shapes:
+        parser.error(f"no step's name begins with {args.only!r}: there are {', '.join(s.name for s in SHAPES)}")
     report("train_step", [measure(shape, args.nanogpt, args.launches, args.rounds, args.threads) for shape in shapes])
+
+
+def distinct(shapes: list[Shape]) -> list[Shape]:
+    """Without those that come to the same here: on many CPUs the trainer takes float32 by itself."""
+    return list({(shape.name, shape.precision): shape for shape in shapes}.values())
 
 
 if __name__ == "__main__":

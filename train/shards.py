@@ -37,7 +37,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from nanogpt_hub.files import write_atomic
+from nanogpt_hub.files import remove_leftovers, write_atomic
 from nanogpt_hub.sources import Reading, Source, cache_root
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -228,6 +228,7 @@ def _write_corpus(source: Source, tokenizer: Tokenizer, folder: Path, quiet: boo
         "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
         "dtype": dtype_of(tokenizer).name,
     }
+    remove_leftovers(folder)
     write_atomic(folder / HEADER, json.dumps(header, indent=1, ensure_ascii=False))
     end = position = (writer := _ShardWriter(folder, dtype_of(tokenizer))).next
     bar = tqdm(total=source.text_bytes, initial=position.bytes, unit="B", unit_scale=True, desc="tokenize",

@@ -1,6 +1,7 @@
 """The whole chain over the loopback Hub: train and push, load elsewhere, fine-tune, continue, and a Hub that fails."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -100,6 +101,19 @@ def test_train_push_load_finetune_and_a_space(alice, text, tmp_path, capsys, mon
     assert REPO in alice.repo("alice/demo", "spaces").files()["README.md"].decode()
     out, err = capsys.readouterr()
     assert TOKEN not in out + err + everything_below(tmp_path) + "".join(map(str, alice.repo(REPO).files().values()))
+
+
+def test_a_run_brings_a_page_in_which_a_browser_runs_its_model(alice, text, tmp_path, capsys):
+    out, flags = tmp_path / "run", ("--hub.repo_id", REPO, "--hub.page", "true", "--max_steps")
+    for steps in ("10", "20"):  # the second goes on, and finds its page there
+        assert train(text, out, *flags, steps) == 0
+        assert f"{alice.url}/spaces/{REPO}" in capsys.readouterr().out
+        space = alice.repo(REPO, "spaces")
+        assert space.settings["sdk"] == "static"
+        assert json.loads(space.files()["site.json"])["model"] == REPO
+        assert {"index.html", "model.js", "page.js", "README.md"} <= space.files().keys()
+        card = alice.repo(REPO).files()["README.md"].decode()
+        assert f"**[Try it in your browser](https://huggingface.co/spaces/{REPO})**" in card
 
 
 def check_in_transformers(folder: Path, idx: torch.Tensor, logits: torch.Tensor) -> None:

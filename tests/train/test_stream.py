@@ -290,6 +290,8 @@ def test_a_killed_process_is_started_again_and_its_work_is_whole(beside, rows, t
     work = begin(rows, tmp_path / "cache", max_bad_rows=10)
     os.kill(work.process.pid, signal.SIGKILL)
     work.process.wait()
+    work.folder.mkdir(parents=True, exist_ok=True)
+    (work.folder / ".corpus.json.1.tmp").write_text("half of a fi")
     assert wait_for(lambda: work.complete, [work])
     work.close()
     expected = prepare(open_source(str(rows), max_bad_rows=10), build_tokenizer("byte", []), tmp_path / "b", quiet=True)
