@@ -101,8 +101,9 @@ def test_the_tokens_are_those_of_the_oracle_past_block_size(guesser, sampler):
 def test_a_mixture_of_experts_reads_ahead():
     model = tiny_model("mixtral", n_expert=4)
     config = SamplingConfig(max_new_tokens=40, seed=3, temperature=0.2, stop_tokens=())
-    draft = Speculator()
-    assert ids_of(model, BYTE, [REPEATING], config, draft=draft) == generate_naive(model, REPEATING, config, V)
+    for draft in (Speculator(), Speculator(model)):
+        assert ids_of(model, BYTE, [REPEATING], config, draft=draft) == generate_naive(model, REPEATING, config, V)
+        assert draft.guessed > 0
     assert draft.true > 0
 
 
