@@ -164,7 +164,7 @@ def bytes_kept_by_block(config: GPTConfig, precision: str, short_attention: bool
         attention = 3 * C + (C + G) * config.qk_norm + config.n_head * config.block_size
     mlp = config.ffn_width * (4 if config.activation == "swiglu" else 2)  # before and after the activation
     if config.n_expert:  # a token goes through several, what each of them reads and gives is kept too
-        mlp = config.n_expert_per_tok * (mlp + 3 * C)
+        mlp = config.n_expert_per_tok * (mlp + 2 * C)
     return 4 * norms + BYTES[precision] * (products + attention + mlp)
 
 
