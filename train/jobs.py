@@ -56,14 +56,14 @@ def job_parser(prog: str) -> Parser:
     parser = make_parser(prog, "Trains a GPT on a machine of Hugging Face (Jobs), by the words of train.")
     parser.add_argument("--flavor", default="t4-small", help="the machine: cpu-basic, t4-small, a10g-large, h200, ...")
     parser.add_argument("--timeout", default="2h", help="when the job is ended: 90s, 30m, 2h, 1d")
-    parser.add_argument("--namespace", default="", help="user or organisation that pays (default: you)")
+    parser.add_argument("--namespace", default="", help="user or organisation that pays; empty for you")
     parser.add_argument(
         "--secret", default="",
         help="environment variables that the job gets as secrets beside HF_TOKEN, such as WANDB_API_KEY (a,b)",
     )  # fmt: skip
     parser.add_argument(
         "--code", default="",
-        help="what pip installs the code from, git+https://...@COMMIT (default: where this code came from)",
+        help="what pip installs the code from, git+https://...@COMMIT; empty for where this code came from",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would run, start nothing")
     return parser
