@@ -18,6 +18,7 @@ import huggingface_hub
 import torch
 from tqdm import tqdm
 
+from nanogpt_hub import readable
 from nanogpt_hub.audit import VERBATIM, audit, overlap
 from nanogpt_hub.chat import Chat, NoTemplateError, has_template
 from nanogpt_hub.checkpoint import (
@@ -32,6 +33,7 @@ from nanogpt_hub.checkpoint import (
 from nanogpt_hub.cli import GPT2_VOCABULARY, SMALL_VOCABULARIES
 from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.core import CORE_FILE, faults, running_core
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
@@ -40,7 +42,7 @@ from nanogpt_hub.families import FAMILIES, empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
-from nanogpt_hub.hub.card import flatten, write_card
+from nanogpt_hub.hub.card import write_card
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
@@ -49,6 +51,7 @@ from nanogpt_hub.hub.static import create_static_space
 from nanogpt_hub.importers.nanogpt import import_checkpoint
 from nanogpt_hub.installed import pip_line
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
+from nanogpt_hub.runs import run_record
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 from nanogpt_hub.serve import PageServer
 from nanogpt_hub.sources import open_source
@@ -67,18 +70,7 @@ def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenize
     if getattr(args, "quantize", None) and args.device == "auto":
         args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
-
-
-def pick_device(name: str) -> str:
-    """`name` if this machine has the device, ValueError if not; "auto" is CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} is not available here; try --device cpu") from error
-    return name
+    return load_model(place, device=choose_device(args.device), dtype=dtype, any_core=args.any_core)
 
 
 def say(text: str) -> None:
@@ -268,7 +260,7 @@ def info(args: argparse.Namespace) -> None:
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
         digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
-        print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
+        print(f"  {file.name:<28} {readable.size(file.stat().st_size):>10}{digest}")
 
 
 def print_model(place: Resolved) -> GPTConfig:
@@ -299,13 +291,7 @@ def training_facts(folder: Path) -> dict[str, object]:
     """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
     facts = run_record(folder)
     known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
-    return {name: value for name, value in flatten(known) if not name.startswith("training.hyperparameters")}
-
-
-def run_record(folder: Path) -> dict[str, object]:
-    """The run.json that came with a model or lies in the run around it; empty where there is none."""
-    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
-    return next((read_json(path) for path in places if path.is_file()), {})
+    return {name: value for name, value in readable.flatten(known) if not name.startswith("training.hyperparameters")}
 
 
 def print_rows(title: str, rows: dict[str, object]) -> None:
@@ -419,7 +405,7 @@ def gguf(args: argparse.Namespace) -> None:
         path = export_gguf(resolve(args.path), args.out, args.type)
     except ImportError as error:
         raise ValueError(f"the package gguf is missing: run `{pip_line(['gguf'])}`") from error
-    print(f"{path} ({size_text(path.stat().st_size)}, {args.type})")
+    print(f"{path} ({readable.size(path.stat().st_size)}, {args.type})")
 
 
 # ---- push ----
@@ -528,12 +514,4 @@ def size_row(size: str, preset: str, vocab_size: int | None) -> tuple[str, ...]:
     cache = KVCache(config, 1, device="meta", dtype=torch.bfloat16)
     shape = (config.n_layer, config.n_head, config.n_embd, config.block_size, config.vocab_size)
     memory = (4 * n, 2 * n, 16 * n, cache.k.nbytes + cache.v.nbytes)
-    return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(size_text, memory))
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes as people read them: 1.2 MB, 3.4 GB (powers of ten, as the Hub counts)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:,.1f} {unit}"
-    return f"{n_bytes} B"
+    return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(readable.size, memory))

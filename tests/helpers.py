@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,6 +49,11 @@ def make_gpt(name: str = "nanogpt", **overrides) -> GPT:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def own_package(**settings: str) -> dict[str, str]:
+    """The environment of a process that takes the packages of this checkout, and one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
 
 
 def import_app() -> ModuleType:

@@ -70,7 +70,7 @@ def test_prompts_from_files_and_stdin_are_byte_exact(tmp_path, monkeypatch):
         (["--num-samples", "0"], "--num-samples is 0"),
         (["--prompt", "FILE:not/there"], "not/there"),
         (["--prompt", "FILE:binary"], "the prompt from binary is not UTF-8 text"),
-        (["--device", "abacus"], "--device abacus is not available"),
+        (["--device", "abacus"], "device abacus is not available here; there is: "),
         (["--stop", ""], "stop string"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -17,6 +17,8 @@ ROOMS = {
     "initialisation": set(),
     "tokenizer": set(),
     "files": set(),
+    "readable": set(),
+    "devices": set(),
     "formats": set(),
     "stories": set(),
     "sources": {"files", "formats", "stories"},
@@ -40,7 +42,7 @@ ROOMS = {
     "hub.plain_yaml": set(),
     "hub.readme": {"hub.plain_yaml"},
     "exporters.*": {"model", "tokenizer", "checkpoint", "files"},
-    "hub.*": {"model", "tokenizer", "families", "core", "fingerprint", "checkpoint", "files", "installed", "hub.*"},
+    "hub.*": {*"model tokenizer families core fingerprint checkpoint files installed readable hub.*".split()},
     "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
 }
 

@@ -21,17 +21,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(asked: str) -> str:
-    """cuda, mps or cpu. Raises ValueError when the one asked for is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, there in available.items() if there)
-    if not available[asked]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ValueError(f"device {asked} is not available in this PyTorch on this machine; there is: {there}")
-    return asked
-
-
 def check_precision(asked: str, device: str) -> None:
     """Raises ValueError for a precision that the device would silently not use."""
     if asked == "fp16" and device != "cuda":

@@ -14,12 +14,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.installed import command as hub_command
 from nanogpt_hub.installed import joined, pip_line, shown
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -29,19 +31,12 @@ from .data import Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
-from .hardware import (
-    check_precision,
-    choose_device,
-    choose_precision,
-    device_name,
-    idle_parameters,
-    is_out_of_memory,
-)
+from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
 from .loading import load_data, open_source_of
 from .plan import check_disk, memory_line
-from .report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
+from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .sharing import Sharing
-from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
 from .tokenizing import wait_for
 from .trainer import Trainer
 
@@ -322,6 +317,8 @@ def settings_text(parsed: Namespace, parser: ArgumentParser) -> str:
 def finished_lines(trainer: Trainer) -> list[str]:
     """What there is to say of a run that is at its end already."""
     trainer.repair_last()
+    if trainer.accelerator.is_main_process:
+        remove_older(trainer.out / "state")
     if trainer.sharing:
         trainer.sharing.state()
     return [

@@ -33,6 +33,7 @@ from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.runs import METRICS
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .attention import use_short_attention
@@ -53,7 +54,7 @@ from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from .plan import bytes_needed, micro_batch_size, save_bytes
-from .report import FLOOR, METRICS, MetricsFile, check_metrics, describe_loss, plot_loss
+from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
 from .sharing import Sharing
 from .state import COUNTERS, StateError, load_tensors, save_state
@@ -185,6 +186,8 @@ class Trainer:
         cfg, p = self.config, self.progress
         if self.accelerator.is_main_process:
             self.metrics = MetricsFile(self.out / METRICS, keep_until=p.step if p.step else -1)
+            if p.step and not (self.out / "loss.png").exists():  # a card that is written shows it
+                plot_loss(self.out / METRICS, self.out / "loss.png", self.data.baselines)
         self.started, self.saved_at = time.perf_counter() - p.seconds, time.perf_counter()
         ended = "done"
         with Interrupt() as interrupt, self._bar() as bar:

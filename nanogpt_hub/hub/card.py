@@ -10,7 +10,7 @@ there is no fact is left out: a card never holds a placeholder.
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,6 +24,7 @@ from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
 from nanogpt_hub.installed import public_source
+from nanogpt_hub.readable import count, duration, flatten, size
 from nanogpt_hub.tokenizer import Tokenizer
 
 OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
@@ -244,7 +245,7 @@ def summary(facts: RunFacts) -> str:
     """What it is, in a sentence or two."""
     config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
     does = "that was tuned on conversations" if facts.get("chat") else "that continues text"
-    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters {does}"
+    text = f"A GPT of {count(facts['model']['parameters'])} parameters {does}"
     base = facts.get("base_model", {}).get("id")
     if base:
         text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
@@ -284,7 +285,7 @@ def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("source", source_link(source) if source.get("name") else None),
         *((key, cell(source.get(key))) for key in details),
         ("files", number(source.get("files"))),
-        ("size", size(source.get("bytes"))),
+        ("size", shown(size, source.get("bytes"))),
         ("tokenizer", cell(data.get("tokenizer"))),
         ("training tokens", number(data.get("train_tokens"))),
         ("validation tokens", number(data.get("val_tokens"))),
@@ -336,7 +337,7 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("seed", t.get("seed")),
         ("precision", cell(t.get("precision"))),
         ("hardware", cell(t.get("hardware"))),
-        ("wall time", duration(t.get("seconds"))),
+        ("wall time", shown(duration, t.get("seconds"))),
         ("speed", f"{speed:,.0f} tokens/s" if speed else None),
         ("versions", cell(versions)),
         ("commit of the code", cell(t.get("commit"))),
@@ -449,7 +450,7 @@ def chat_lines(messages: list[dict[str, str]]) -> str:
 
 def settings_section(settings: Mapping[str, Any]) -> str:
     """The hyper-parameters, one a line."""
-    lines = [f"- `{key}`: {cell(value)}" for key, value in flatten(settings)]
+    lines = [f"- `{key}`: {cell(value)}" for key, value in flatten(settings).items()]
     return "\n".join(("### Hyper-parameters\n", *lines)) if lines else ""
 
 
@@ -483,7 +484,7 @@ def limits_section(facts: RunFacts) -> str:
         f"It continues text in the manner of {source}; it does not follow instructions, and it knows nothing else."
         if not facts.get("base_model")
         else f"It inherits the limits of its base model and leans towards {source}.",
-        f"With {short_number(parameters)} parameters it writes what looks right, not what is true: check what it says.",
+        f"With {count(parameters)} parameters it writes what looks right, not what is true: check what it says.",
         "Errors, bias and offensive passages of the training text may come back. It has no safety training.",
     ]
     if (data.get("epochs") or 0) > 3:
@@ -520,44 +521,10 @@ def source_link(source: Mapping[str, Any]) -> str:
     return f"[{name}](https://huggingface.co/datasets/{source['name']})" if source.get("kind") == "hub" else name
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (dotted name, value), the empty ones left out."""
-    pairs = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            pairs += flatten(value, f"{prefix}{key}.")
-        elif value not in (None, "", [], ()):
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
-
-
 def number(value: int | None) -> str | None:
-    return None if value is None else f"{value:,}"
+    return shown("{:,}".format, value)
 
 
-def short_number(value: int) -> str:
-    """12,345,678 -> 12.3 million."""
-    for limit, word in ((10**9, " billion"), (10**6, " million")):
-        if value >= limit:
-            return f"{value / limit:.3g}{word}"
-    return f"{value:,}"
-
-
-def size(n_bytes: int | None) -> str | None:
-    """Bytes for people, in powers of 1,000 as the Hub shows them."""
-    if n_bytes is None:
-        return None
-    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n_bytes >= limit:
-            return f"{n_bytes / limit:.3g} {unit}"
-    return f"{n_bytes} bytes"
-
-
-def duration(seconds: float | None) -> str | None:
-    """Seconds for people."""
-    if seconds is None:
-        return None
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+def shown(how: Callable[[Any], str], value: Any) -> str | None:
+    """A value as people read it; None where it is not known."""
+    return None if value is None else how(value)

@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
 from nanogpt_hub.files import git_hash_of, replacing, sha256_of
-from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
+from nanogpt_hub.hub.card import RunFacts, make_card, metadata
 from nanogpt_hub.hub.private import public_files, public_text
 from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
 from nanogpt_hub.hub.resolve import (
@@ -41,6 +41,7 @@ from nanogpt_hub.hub.resolve import (
     resolve,
     split_name,
 )
+from nanogpt_hub.readable import size
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]

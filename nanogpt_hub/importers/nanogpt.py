@@ -207,6 +207,8 @@ def read_pickle(data: bytes) -> Any:
 
     The instructions are taken one by one; those that could do more than build such a value are refused by name, with a
     ValueError, like bytes that are no pickle.
+    (Python's own Unpickler is no help: one that imports nothing still builds tuples nested a million deep, whose hash
+    ends the process, and takes gigabytes for a memo when a number asks for it.)
     """
     stack: list[Any] = []
     marks: list[int] = []

@@ -5,13 +5,15 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.renderer import RendererHTML
+
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
 from nanogpt_hub.runs import CURVES, Run, attention_json
 from nanogpt_hub.sampling import SAMPLERS
 
 STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
-PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
-CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`)", re.DOTALL)
 
 
 def percent(p: float) -> str:
@@ -184,13 +186,25 @@ def step_note(run: Run, step: int) -> str:
     return " · ".join(parts)
 
 
-def safe_markdown(text: str) -> str:
-    """A card from anywhere, as text: without its front matter, without HTML, and pictures as their captions.
+class CardRenderer(RendererHTML):
+    """Writes a card as HTML in which the card's own HTML is text, its comments are gone and a picture is its caption.
 
-    So nothing is fetched from elsewhere when the card is shown. Code stays as it is.
+    So nothing is fetched from elsewhere, and nothing runs, when the card is shown. No empty line is outside of <pre>:
+    gradio takes the whole for Markdown once more, in which one would end the HTML.
     """
-    text = re.sub(r"\A\s*---\r?\n.*?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    parts = CODE.split(text)
-    parts[::2] = [PICTURE.sub(r"*\1*", part).replace("![", "[").replace("<", "&lt;") for part in parts[::2]]
-    return "".join(parts)
+
+    def html_inline(self, tokens, idx, options, env) -> str:
+        text = tokens[idx].content
+        return "" if text.startswith("<!--") else escapeHtml(text)
+
+    def html_block(self, tokens, idx, options, env) -> str:
+        return f"<pre><code>{text}</code></pre>\n" if (text := self.html_inline(tokens, idx, options, env)) else ""
+
+    def image(self, tokens, idx, options, env) -> str:
+        return f"<em>{escapeHtml(tokens[idx].content)}</em>"
+
+
+def card_html(text: str) -> str:
+    """A card from anywhere, without its front matter, as HTML of a few harmless kinds."""
+    body = re.sub(r"\A\s*---\r?\n.*?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
+    return MarkdownIt("commonmark", renderer_cls=CardRenderer).enable("table").render(body)

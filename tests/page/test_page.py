@@ -1,9 +1,7 @@
 """The page in a real browser, used as a visitor uses it; nothing may be asked of any other machine."""
 
 import json
-import os
 import re
-import shutil
 import time
 from urllib.parse import urlsplit
 
@@ -19,23 +17,9 @@ from nanogpt_hub.runs import attention_file, attention_json
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig, filter_logits, seen_tokens
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 TABS = ("Generate", "Chat", "Look inside", "Training", "Compare", "Model")
 WAIT = 60_000  # milliseconds; a loaded machine is slow
 playwright.expect.set_options(timeout=WAIT)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as p:
-        if path is None and not os.path.exists(p.chromium.executable_path):
-            pytest.skip("no chromium is installed: apt-get install chromium, or playwright install chromium")
-        browser = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

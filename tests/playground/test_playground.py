@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import re
 import threading
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -25,13 +26,13 @@ from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     MOST_STEPS,
     attention_view,
+    card_html,
     experts_view,
     head_view,
     kept_steps,
     lens_view,
     next_tokens_view,
     pieces_view,
-    safe_markdown,
     training_view,
 )
 from nanogpt_hub.runs import MAX_POINTS, attention_file, attention_json, find_runs, read_run, run_of
@@ -40,16 +41,6 @@ from nanogpt_hub.runs import MAX_POINTS, attention_file, attention_json, find_ru
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "best")
-
-
-@pytest.fixture
-def playground(folder):
-    return Playground(ModelStore(str(folder)))
-
-
-@pytest.fixture
-def place(playground):
-    return playground.models.find()
 
 
 def write(playground, place, prompt="To be", **asked):
@@ -589,13 +580,35 @@ def inside_with(experts: torch.Tensor | None) -> Inside:
 
 
 def test_cards_are_made_harmless():
-    pictures = "![p](http://evil/x.png) ![p][r]"
+    pictures = "![p](http://evil/x.png) ![p][r]\n\n[r]: http://evil/r.png"
     code = "`a<b`\n```\nif a < b:\n```\n"
-    safe = safe_markdown(f"---\nlicense: mit\n---\n# Title\n{HOSTILE} {pictures}\n{code}<!-- c -->")
-    assert "license" not in safe
-    assert "<" not in safe.replace("`a<b`", "").replace("if a < b:", "")
-    assert "![" not in safe
-    assert "evil" not in safe
+    shown = card_html(f"---\nlicense: mit\n---\n# Title\n{HOSTILE} {pictures}\n{code}<!-- c -->\n|a|\n|-|\n|b|\n")
+    assert "license" not in shown
+    assert {*re.findall(r"</?(\w+)", shown)} <= {*"h1 p em code pre table thead tbody tr th td".split()}
+    assert "<h1>Title</h1>" in shown
+    assert "<code>a&lt;b</code>" in shown
+    assert "if a &lt; b:" in shown
+    assert "<em>p</em> <em>p</em>" in shown
+    assert "evil" not in shown
+    assert "<!--" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\`<img src=x>`", "a ~~~<img src=x>~~~", "``a` <img src=x> `b``c", "<img\nsrc=x>", "    <img src=x>",
+        "- <img src=x>", "<script>\n\n![a](http://evil/x.png)\n</script>", "a\n\n\n> b\n\n\n1. c\n\n   d",
+        "<IMG SRC=x>", "[a](javascript:alert(1))", "[a](data:text/html,x)", "<javascript:alert(1)>",
+        "<!-- --><img src=x>", "![a](http://evil/x.png", "<style>*{}</style>", "[a]: javascript:alert(1)\n\n[a]",
+        '[a](http://b "<img src=x>")',
+    ],
+)  # fmt: skip
+def test_no_card_brings_a_picture_or_a_program(text):
+    made = card_html(text)
+    assert "\n\n" not in re.sub(r"<pre>.*?</pre>", "", made, flags=re.DOTALL)
+    shown = re.sub(r'<a href="http[^"<>]*"( title="[^"<>]*")?>', "<a>", made)
+    tags = "p em code pre ul ol li a blockquote".split()
+    assert {*re.findall(r"<[^>]*>", shown)} <= {f"<{slash}{tag}>" for slash in ("", "/") for tag in tags}
 
 
 def test_model_tab(playground, place, folder):

@@ -32,8 +32,7 @@ def test_config_parses_and_builds_its_model(path):
         assert set(config.model.given()) <= finetune.CHANGEABLE
         return
     with torch.device("meta"):
-        gpt = GPT(config.model.gpt_config(vocab_size=300 if config.data.tokenizer != "gpt2" else 50257))
-    assert gpt.num_params() > 0
+        GPT(config.model.gpt_config(vocab_size=300 if config.data.tokenizer != "gpt2" else 50257))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
