@@ -483,7 +483,9 @@ def test_the_experts_of_a_mixture(page, served_run):
     cells = page.locator("#experts tbody tr").first.locator("td")
     playwright.expect(cells).to_have_count(len("or not to be"))
     playwright.expect(cells.first).to_have_text(re.compile(r"^[123] [123]$"))
-    playwright.expect(cells.first).to_have_attribute("title", re.compile(r"^o, layer 1: \d+ % expert [123], \d+ % expert [123]$"))
+    playwright.expect(cells.first).to_have_attribute(
+        "title", re.compile(r"^o, layer 1: \d+ % expert [123], \d+ % expert [123]$")
+    )
 
 
 def test_training_plays_and_a_step_can_be_used(page):
