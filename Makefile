@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: help install dev browser quickstart app test lanes lint peers bench clean
+.PHONY: help install dev browser quickstart app test lanes lint site peers bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ lint: $(VENV)/.dev ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+site: $(VENV)/.dev ## docs, course and reference as a site in build/site; a broken link is an error
+	$(BIN)/mkdocs build -q
 
 peers: $(VENV)/.dev ## the programs that benchmarks compare with
 	$(PIP) -r requirements-peers.txt

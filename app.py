@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads 
 try:
     import torch
 
+    from nanogpt_hub.devices import choose_device
     from nanogpt_hub.engine import ENGINES
     from nanogpt_hub.engine.select import VARIABLE, engine_setting, preparation
     from nanogpt_hub.hub.resolve import Resolved
@@ -73,9 +74,7 @@ def make_playground(args: argparse.Namespace) -> Playground:
 
 def best_device() -> str:
     """Where models run in this process. On ZeroGPU it has no GPU of its own."""
-    if os.environ.get("SPACES_ZERO_GPU"):
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cpu" if os.environ.get("SPACES_ZERO_GPU") else choose_device()
 
 
 def zero_gpu() -> Callable | None:

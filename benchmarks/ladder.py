@@ -2,6 +2,7 @@
 
     python -m benchmarks.ladder                         # on tinyshakespeare, which is downloaded
     python -m benchmarks.ladder --data.source stories   # or python: without a network
+    python -m benchmarks.ladder --rungs 8,9             # only these, compared with the one before in the list
     python -m benchmarks.ladder --data.source my.txt [any other option of train.pretrain]
 
 Every rung trains for 500 steps of 12 x 64 characters; the loss is that of the last evaluation. A row is printed as soon
@@ -34,15 +35,25 @@ def row_of(row: dict, before: dict | None) -> str:
     return f"| {row['rung'].replace('_', ' ')} | {row['val_loss']:.3f} | {change} | {row['seconds']:.0f} |"
 
 
+def chosen(numbers: str) -> list[Path]:
+    """The rungs of a list such as "8,9"; all of them for an empty one. Raises ValueError for one that there is not."""
+    known = {path.stem.partition("_")[0]: path for path in RUNGS}
+    wanted = [number.strip() for number in numbers.split(",")] if numbers else [*known]
+    if unknown := [number for number in wanted if number not in known]:
+        raise ValueError(f"--rungs takes numbers such as 8,9, not {unknown[0]!r}; there are {', '.join(known)}")
+    return [known[number] for number in wanted]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = yaml.safe_load(RUNGS[0].read_text(encoding="utf-8"))["data"]["source"]
     parser.add_argument("--data.source", dest="source", default=usual, metavar="SOURCE", help=f"default: {usual}")
+    parser.add_argument("--rungs", default="", metavar="8,9", help="only these (default: all)")
     args, options = parser.parse_known_args()
     try:
+        rungs, rows = chosen(args.rungs), []
         open_source(args.source)
-        rows: list[dict] = []
-        for config in RUNGS:
+        for config in rungs:
             rows.append(climb(config, [f"--data.source={args.source}", *options]))
             if len(rows) == 1:
                 print(f"| rung | loss after {rows[0]['step']} steps | change | seconds |\n|---|---:|---:|---:|")

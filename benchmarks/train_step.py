@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.common import Taken, alternate, ratio, report, times, workers
+from benchmarks.common import Taken, alternate, ratio, report, table, times, workers
 from benchmarks.peers import nanogpt_module
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
 from train.config import make_parser, parse
-from train.hardware import DTYPES, choose_device, choose_precision, flops_per_token
+from train.hardware import DTYPES, choose_precision, flops_per_token
 from train.loading import load_data, open_source_of
 from train.pretrain import start
 from train.run import make_accelerator
@@ -190,7 +191,11 @@ def main() -> None:
     shapes = [shape for shape in distinct(shapes) if shape.name.startswith(args.only)]
     if not shapes:
         parser.error(f"no step's name begins with {args.only!r}: there are {', '.join(s.name for s in SHAPES)}")
-    report("train_step", [measure(shape, args.nanogpt, args.launches, args.rounds, args.threads) for shape in shapes])
+    rows = []
+    for shape in shapes:
+        rows.append(measure(shape, args.nanogpt, args.launches, args.rounds, args.threads))
+        print(table(rows[-1:]), flush=True)  # the next one takes minutes
+    report("train_step", rows)
 
 
 def distinct(shapes: list[Shape]) -> list[Shape]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanogpt_hub.compare import flat, markdown
+from nanogpt_hub.compare import markdown
+from nanogpt_hub.readable import flatten
 from train.speedrun import TRACKS, board, record_of
 
 PAGE = Path(__file__).with_name("speedrun.md")
@@ -26,7 +27,7 @@ def page() -> str:
             [str(run["seed"]), str(run["steps"]), f"{run['seconds']:.1f}", f"{run['bits_per_byte']:.4f}"]
             for run in record["runs"]
         ]
-        settings = ", ".join(f"{key} {value}" for key, value in flat(record["settings"]).items())
+        settings = ", ".join(f"{key} {value}" for key, value in flatten(record["settings"]).items())
         versions = ", ".join(f"{key} {value}" for key, value in record.get("versions", {}).items())
         parts += [
             f"[configs/{track.config}.yaml](../configs/{track.config}.yaml); "

@@ -6,8 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from nanogpt_hub.readable import duration
 from train.config import make_parser, parse
-from train.cost import DEVICES, ROOM, TOKENS_PER_PARAMETER, Cost, cost_of, duration
+from train.cost import DEVICES, ROOM, TOKENS_PER_PARAMETER, Cost, cost_of
 
 PAGE = Path(__file__).with_name("scale.md")
 MARK = "<!-- made by docs/plans.py -->\n"

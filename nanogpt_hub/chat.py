@@ -98,22 +98,27 @@ class Renderer:
 
     def _start(self) -> None:
         script = str(Path(__file__).with_name("template_child.py"))
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         # In a session of its own: Ctrl-C in a terminal is for this process alone.
-        self.child = subprocess.Popen([sys.executable, script], start_new_session=True, **pipes)
+        self.child = subprocess.Popen(
+            [sys.executable, script], start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.pid = os.getpid()
         weakref.finalize(self, end, self.child)
 
     def _ask(self, request: dict) -> dict:
-        guard = threading.Timer(WALL_SECONDS, self.child.kill) if os.name == "nt" else None  # elsewhere it ends itself
+        child = self.child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
+        guard = threading.Timer(WALL_SECONDS, child.kill) if os.name == "nt" else None  # elsewhere it ends itself
         if guard:
             guard.start()
         try:
-            self.child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
-            self.child.stdin.flush()
-            return json.loads(self.child.stdout.readline())
+            child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+            child.stdin.flush()
+            return json.loads(child.stdout.readline())
         except (OSError, ValueError) as error:
-            end(self.child)
+            end(child)
             self.child = None
             raise TemplateError("it takes too much time or memory, and was stopped") from error
         finally:
@@ -124,7 +129,7 @@ class Renderer:
 def end(child: subprocess.Popen) -> None:
     """Ends a child and lets go of its pipes."""
     child.kill()
-    for pipe in (child.stdin, child.stdout):
+    for pipe in filter(None, (child.stdin, child.stdout)):
         with contextlib.suppress(OSError):
             pipe.close()
     child.wait()
@@ -350,7 +355,7 @@ class Chat:
         messages = [*self.messages, message(USER, text)]
         room = room_for_prompt(self.model.config.block_size, config.max_new_tokens)
         prompt = self.template.prompt(messages, room)
-        config = replace(config, seed=config.seed + self.answers)
+        config = replace(config, seed=(config.seed or 0) + self.answers)
         tokens = stream_tokens(self.model, self.tokenizer, [prompt.ids], config, engine=engine)
         answer = message(ASSISTANT, "")
         self.messages, self.left_out, self.answers = [*messages, answer], prompt.left_out, self.answers + 1

@@ -21,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,7 +198,7 @@ def _publish(staging: Path, folder: Path) -> None:
 
 
 def load_model(
-    folder: str | Path,
+    folder: str | PathLike[str],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
@@ -236,7 +237,7 @@ def read_config(folder: str | Path, any_core: bool = False) -> GPTConfig:
     return read_config_and_type(folder, any_core)[0]
 
 
-def read_config_and_type(folder: str | Path, any_core: bool = False) -> tuple[GPTConfig, str]:
+def read_config_and_type(folder: str | PathLike[str], any_core: bool = False) -> tuple[GPTConfig, str]:
     """The same, and the model type, which tells the names of the tensors."""
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -315,7 +316,7 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
     return content
 
 
-def weight_files(folder: str | Path) -> list[Path]:
+def weight_files(folder: str | PathLike[str]) -> list[Path]:
     """The safetensors files that make up a folder's weights. CheckpointError where there are none that can be read."""
     folder = Path(folder)
     if (folder / WEIGHTS).exists():

@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import huggingface_hub
 import torch
 from tqdm import tqdm
 
+from nanogpt_hub import readable
 from nanogpt_hub.audit import VERBATIM, audit, overlap
 from nanogpt_hub.chat import Chat, NoTemplateError, has_template
 from nanogpt_hub.checkpoint import (
@@ -32,15 +34,16 @@ from nanogpt_hub.checkpoint import (
 from nanogpt_hub.cli import GPT2_VOCABULARY, SMALL_VOCABULARIES
 from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.core import CORE_FILE, faults, running_core
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.exporters.gguf import export_gguf
-from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.families import FAMILIES, empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
-from nanogpt_hub.hub.card import flatten, write_card
+from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
@@ -49,6 +52,7 @@ from nanogpt_hub.hub.static import create_static_space
 from nanogpt_hub.importers.nanogpt import import_checkpoint
 from nanogpt_hub.installed import pip_line
 from nanogpt_hub.model import GPT, PRESETS, SIZES, GPTConfig, KVCache
+from nanogpt_hub.runs import run_record
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 from nanogpt_hub.serve import PageServer
 from nanogpt_hub.sources import open_source
@@ -67,18 +71,7 @@ def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenize
     if getattr(args, "quantize", None) and args.device == "auto":
         args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=pick_device(args.device), dtype=dtype, any_core=args.any_core)
-
-
-def pick_device(name: str) -> str:
-    """`name` if this machine has the device, ValueError if not; "auto" is CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name} is not available here; try --device cpu") from error
-    return name
+    return load_model(place, device=choose_device(args.device), dtype=dtype, any_core=args.any_core)
 
 
 def say(text: str) -> None:
@@ -100,7 +93,7 @@ def generate(args: argparse.Namespace) -> None:
         config = dataclasses.replace(config, stop_tokens=())
     model, tokenizer = open_model(place, args)
     ids = encode_prompt(tokenizer, prompt)
-    draft = open_draft(args, tokenizer)
+    draft, seed = open_draft(args, tokenizer), config.seed or 0
     if args.quantize:
         model = quantize_int8(model)
     for sample in range(args.num_samples):
@@ -108,13 +101,13 @@ def generate(args: argparse.Namespace) -> None:
             print(SAMPLE_LINE)
         print("" if args.no_echo else prompt, end="", flush=True)
         n, started = 0, time.perf_counter()
-        settings = dict(seed=config.seed + sample, draft=draft, engine=args.engine)
-        for token in stream_tokens(model, tokenizer, [ids], config, **settings):
+        config = dataclasses.replace(config, seed=seed + sample)
+        for token in stream_tokens(model, tokenizer, [ids], config, draft=draft, engine=args.engine):
             print(token.text, end="", flush=True)
             n += 1
         print(flush=True)
         rate = n / (time.perf_counter() - started)
-        say(f"[seed {config.seed + sample}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
+        say(f"[seed {config.seed}, {n} tokens, {rate:,.0f} tokens/s, engine {token.engine}]")
 
 
 def sampling_settings(place: Resolved, args: argparse.Namespace) -> SamplingConfig:
@@ -131,13 +124,13 @@ def prepare_engine(args: argparse.Namespace) -> None:
         preparation.wait()
 
 
-def open_draft(args: argparse.Namespace, tokenizer: Tokenizer) -> Speculator | None:
+def open_draft(args: argparse.Namespace, tokenizer: Tokenizer | None) -> Speculator | None:
     """What guesses ahead, if anything shall. ValueError for a model with another tokenizer."""
     if args.speculate in (None, "ngram"):
         return Speculator() if args.speculate else None
     place = resolve(args.speculate)
     small, its_tokenizer = open_model(place, args)
-    if its_tokenizer is None or its_tokenizer.hash != tokenizer.hash:
+    if its_tokenizer is None or tokenizer is None or its_tokenizer.hash != tokenizer.hash:
         raise ValueError(f"{place} cannot guess for {args.path}: its tokenizer is not the same")
     return Speculator(quantize_int8(small) if args.quantize else small)
 
@@ -190,7 +183,7 @@ def chat(args: argparse.Namespace) -> None:
 
 def answer(talk: Chat, text: str, engine: str | None) -> None:
     """Prints one answer as it comes. Ctrl-C ends it; what has come is part of the conversation."""
-    finish = None
+    finish: str | None = None
     try:
         for token in talk.stream(text, engine):
             print(token.text, end="", flush=True)
@@ -268,7 +261,7 @@ def info(args: argparse.Namespace) -> None:
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
         digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
-        print(f"  {file.name:<28} {size_text(file.stat().st_size):>10}{digest}")
+        print(f"  {file.name:<28} {readable.size(file.stat().st_size):>10}{digest}")
 
 
 def print_model(place: Resolved) -> GPTConfig:
@@ -299,13 +292,8 @@ def training_facts(folder: Path) -> dict[str, object]:
     """What is known of a model's training, from the run.json that came with it or lies in the run around it."""
     facts = run_record(folder)
     known = {part: facts[part] for part in FACTS if isinstance(facts.get(part), dict)}
-    return {name: value for name, value in flatten(known) if not name.startswith("training.hyperparameters")}
-
-
-def run_record(folder: Path) -> dict[str, object]:
-    """The run.json that came with a model or lies in the run around it; empty where there is none."""
-    places = (folder / "training" / "run.json", folder.resolve().parent / "run.json")
-    return next((read_json(path) for path in places if path.is_file()), {})
+    settings = readable.flatten(known)
+    return {name: value for name, value in settings.items() if not name.startswith("training.hyperparameters")}
 
 
 def print_rows(title: str, rows: dict[str, object]) -> None:
@@ -336,7 +324,7 @@ def core(args: argparse.Namespace) -> None:
     print(f"model.py     {'edited: ' + ', '.join(found.changed) if found.changed else 'unedited'}")
     print(f"core         {found.fingerprint}")
     own = f"nanogpt_hub, with model.py as {CORE_FILE}; Transformers cannot load it"
-    print(f"saved as     {own if found.changed else 'gpt2, gpt_neox, llama, nanochat, where one fits'}")
+    print(f"saved as     {own if found.changed else ', '.join(FAMILIES) + ', where one fits'}")
     given, broken = dict(field_of(text) for text in args.fields), 0
     for preset in [args.preset] if args.preset else PRESETS:
         wrong = faults(GPTConfig.preset(preset, "1m", **given))
@@ -375,10 +363,10 @@ def audit_text(args: argparse.Namespace) -> None:
         model, tokenizer = open_model(resolve(args.model), args)
         sampling = SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1)
         written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
-        found = overlap(written, source.documents())
-        print(f"verbatim   {found.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
-        if found.longest:
-            print(f"longest    {found.longest} bytes: {found.example}")
+        again = overlap(written, source.documents())
+        print(f"verbatim   {again.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
+        if again.longest:
+            print(f"longest    {again.longest} bytes: {again.example}")
 
 
 # ---- compare ----
@@ -420,7 +408,7 @@ def gguf(args: argparse.Namespace) -> None:
         path = export_gguf(resolve(args.path), args.out, args.type)
     except ImportError as error:
         raise ValueError(f"the package gguf is missing: run `{pip_line(['gguf'])}`") from error
-    print(f"{path} ({size_text(path.stat().st_size)}, {args.type})")
+    print(f"{path} ({readable.size(path.stat().st_size)}, {args.type})")
 
 
 # ---- push ----
@@ -430,7 +418,7 @@ def push(args: argparse.Namespace) -> None:
     if "@" in args.repo_id:
         raise ValueError(f"{args.repo_id!r} names a revision: give the branch to push to by --branch")
     token = Path(args.token_file).expanduser().read_text(encoding="utf-8").strip() if args.token_file else None
-    common = dict(private=args.private, message=args.message, token=token, say=say)
+    common: dict[str, Any] = dict(private=args.private, message=args.message, token=token, say=say)
     if args.state:
         done = push_state(args.path, args.repo_id, **common)
         print(f"{done.url} ({done.branch}, commit {done.sha})")
@@ -439,7 +427,8 @@ def push(args: argparse.Namespace) -> None:
     place = resolve(args.path)
     about = {name: value for name in ("license", "description") if (value := getattr(args, name))}
     if args.description and not place.repo_id:  # kept in the folder too, or the next push would take it away
-        write_card(place.folder, {**run_record(place.folder), "description": args.description})
+        facts = cast(RunFacts, run_record(place.folder) | {"description": args.description})
+        write_card(place.folder, facts)
     if "license" not in about:
         about = ask_license(place.folder) | about
     done = push_to_hub(
@@ -447,7 +436,7 @@ def push(args: argparse.Namespace) -> None:
         args.repo_id,
         branch=args.branch,
         tags=tuple(args.tag),
-        about=about,
+        about=cast(RunFacts, about),
         pull_request=args.create_pr,
         notebook=not args.no_notebook,
         **common,
@@ -530,12 +519,4 @@ def size_row(size: str, preset: str, vocab_size: int | None) -> tuple[str, ...]:
     cache = KVCache(config, 1, device="meta", dtype=torch.bfloat16)
     shape = (config.n_layer, config.n_head, config.n_embd, config.block_size, config.vocab_size)
     memory = (4 * n, 2 * n, 16 * n, cache.k.nbytes + cache.v.nbytes)
-    return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(size_text, memory))
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes as people read them: 1.2 MB, 3.4 GB (powers of ten, as the Hub counts)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:,.1f} {unit}"
-    return f"{n_bytes} B"
+    return (size, *map(str, shape), f"{n / 1e6:,.1f} M", *map(readable.size, memory))

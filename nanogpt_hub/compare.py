@@ -17,6 +17,7 @@ from statistics import mean, stdev, variance
 
 from nanogpt_hub.checkpoint import read_json
 from nanogpt_hub.hub.plain_yaml import read_mapping
+from nanogpt_hub.readable import flatten
 from nanogpt_hub.runs import MAX_BYTES, Run, read_run
 
 LEVEL = 0.05  # a difference is beyond noise where chance alone makes one as large less often than this
@@ -96,7 +97,8 @@ def read_experiment(folder: str | Path, name: str = "") -> Experiment:
     path = folder / "config.yaml"
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{folder} has no config.yaml, so nobody can say what was different; give a run's folder")
-    settings = flat(read_mapping(path.read_text(encoding="utf-8"), "config.yaml"))
+    written = read_mapping(path.read_text(encoding="utf-8"), "config.yaml")
+    settings = {key: str(value) for key, value in flatten(written).items()}
     kept = {key: text for key, text in settings.items() if key.partition(".")[0] not in IGNORED}
     facts = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     return Experiment(run, kept, settings.get("seed", ""), bits_per_nat(facts.get("evaluation")))
@@ -108,13 +110,6 @@ def bits_per_nat(evaluation: object) -> float | None:
         return None
     loss, bits = evaluation.get("val_loss"), evaluation.get("bits_per_byte")
     return bits / loss if isinstance(loss, (int, float)) and isinstance(bits, (int, float)) and loss else None
-
-
-def flat(nested: object, prefix: str = "") -> dict[str, str]:
-    """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}; what is not set is left out."""
-    if not isinstance(nested, dict):
-        return {} if nested in (None, "", []) else {prefix[:-1]: str(nested)}
-    return {key: text for name, value in nested.items() for key, text in flat(value, f"{prefix}{name}.").items()}
 
 
 def loss_at(run: Run, axis: str, place: float) -> float:

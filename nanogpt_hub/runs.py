@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanogpt_hub.checkpoint import read_json
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -101,9 +103,9 @@ def read_run(folder: str | Path, name: str = "") -> Run:
     )
 
 
-def read_rows(log: Path) -> list[dict[str, float]]:
-    """The rows of a log, by step: numbers only. Whatever else a line holds is passed over."""
-    if not log.is_file() or log.stat().st_size > MAX_BYTES:
+def read_rows(log: Path, max_bytes: float = MAX_BYTES) -> list[dict[str, float]]:
+    """The rows of a log, by step: numbers only. Whatever else a line holds is passed over, and a log of more bytes."""
+    if not log.is_file() or log.stat().st_size > max_bytes:
         return []
     rows: list[dict[str, float]] = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -170,3 +172,15 @@ def run_of(model_folder: Path) -> Path | None:
         if (folder / METRICS).is_file():
             return folder
     return None
+
+
+def run_record(model_folder: Path) -> dict[str, Any]:
+    """The run.json that came with a model, or lies in the run around it; empty where there is none.
+
+    Raises CheckpointError for a file that is not JSON.
+    """
+    record = model_folder / "training" / "run.json"
+    around = model_folder.resolve().parent
+    if not record.is_file() and (around / METRICS).is_file():
+        record = around / "run.json"
+    return read_json(record) if record.is_file() else {}

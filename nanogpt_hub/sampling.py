@@ -18,6 +18,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -176,7 +177,7 @@ class SamplingConfig:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
 
     @classmethod
-    def from_folder(cls, folder: str | Path, **overrides) -> SamplingConfig:
+    def from_folder(cls, folder: str | PathLike[str], **overrides) -> SamplingConfig:
         """The defaults of a model folder (its generation_config.json, where it has one), single fields overridden.
 
         Raises ValueError for a file that is not a JSON object, or holds a value that is not allowed.

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Tokenizer:
         self.eot_id = vocab[eos] if eos in vocab else vocab.get(EOT)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | PathLike[str]) -> "Tokenizer":
         """From a folder that has a tokenizer.json, or from that file; the files beside it are read too.
 
         Raises FileNotFoundError where there is none, ValueError where it is broken. No code that a tokenizer's

@@ -83,7 +83,7 @@ def fill(hub: HubServer, place: Path) -> list[str]:
     """Puts the good models and the hostile ones there. Returns the names of the hostile ones."""
     from helpers import files_of, make_model
 
-    good = [files_of(make_model(place / f"good-{seed}", seed=seed, block_size=64)) for seed in range(len(GOOD))]
+    good = [files_of(make_model(place / f"good-{seed}", seed=seed)) for seed in range(len(GOOD))]
     for name, files in zip(GOOD, good, strict=True):
         hub.add_repo(name, files)
     config, tokenizer = json.loads(good[0]["config.json"]), json.loads(good[0]["tokenizer.json"])
@@ -103,7 +103,7 @@ def fill(hub: HubServer, place: Path) -> list[str]:
     }  # fmt: skip
     for name, files in hostile.items():
         hub.add_repo(f"mallory/{name}", {**good[0], **files})
-    return [f"mallory/{name}" for name in hostile] + ["nobody/there", "https://huggingface.co/", "../../etc/passwd"]
+    return [f"mallory/{name}" for name in hostile] + ["nobody/there", "https://huggingface.co/datasets/a/b", "../../etc/passwd"]
 
 
 def trouble(hub: HubServer, cache: Path, over: threading.Event, rng: random.Random) -> None:

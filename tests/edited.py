@@ -1,5 +1,6 @@
 """Copies of the checkout with the edits that docs/change-the-architecture.md and docs/extend.md show."""
 
+import json
 import os
 import re
 import shutil
@@ -79,6 +80,23 @@ def python(checkout: Path, *args: str, status: int = 0) -> str:
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+IN_ONE = """
+import contextlib, importlib, io, json, sys
+said = []
+for module, *words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        assert not importlib.import_module({"nanogpt_hub": "nanogpt_hub.cli"}.get(module, module)).main(words)
+    said.append(out.getvalue())
+print(json.dumps(said))
+"""
+
+
+def in_one_process(checkout: Path, *commands: list[str]) -> list[str]:
+    """What each command `python -m MODULE ...` prints, both streams; all in one process, which imports torch once."""
+    words = [command[command.index("-m") + 1 :] for command in commands]
+    return json.loads(python(checkout, "-c", IN_ONE, json.dumps(words)).splitlines()[-1])
 
 
 if __name__ == "__main__":  # python tests/edited.py FOLDER HEADING

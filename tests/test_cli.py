@@ -70,7 +70,7 @@ def test_prompts_from_files_and_stdin_are_byte_exact(tmp_path, monkeypatch):
         (["--num-samples", "0"], "--num-samples is 0"),
         (["--prompt", "FILE:not/there"], "not/there"),
         (["--prompt", "FILE:binary"], "the prompt from binary is not UTF-8 text"),
-        (["--device", "abacus"], "--device abacus is not available"),
+        (["--device", "abacus"], "device abacus is not available here; there is: "),
         (["--stop", ""], "stop string"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -149,6 +149,7 @@ def test_info_tells_where_a_model_comes_from(saved, capsys, tmp_path):
         "base_model": {"id": "evil\x1b[2J\nname"},
     }
     (tmp_path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
     assert cli.main(["info", str(tmp_path / "best")]) == 0
     out = capsys.readouterr().out
     rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))

@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from edited import EXTEND, commands, copy_package, extend, python, section_of
+from edited import EXTEND, commands, copy_package, extend, in_one_process, python, section_of
 
 TEXT = "".join(f"def line_{i}(x): return x * {i * i}\n" for i in range(300))
 SMALL = (  # put behind the page's commands, so that each is a matter of a second
@@ -35,27 +35,26 @@ def checkout(tmp_path):
     return copy
 
 
-def train(checkout, command: str) -> str:
+def small(command: str) -> list[str]:
     """A training command of the page, made small."""
     words = shlex.split(f"{command} {SMALL}")
-    if "--data.source" not in words:
-        words += ["--data.source", "text.py"]
-    return python(checkout, *words[1:])
+    return words if "--data.source" in words else [*words, "--data.source", "text.py"]
 
 
 def test_a_sampler(checkout):
     extend(checkout, "A sampler")
-    train(checkout, "python -m train.pretrain configs/quickstart.yaml --out_dir out/quickstart")
     (command,) = commands(section_of("A sampler", EXTEND))
-    every = shlex.split(command)[1:]
-    few = [*every, "--max-new-tokens", "40"]
-    sure, greedy = (
-        python(checkout, *few, *flags) for flags in (("--epsilon", "1", "--seed", "2"), ("--temperature", "0"))
+    few = [*shlex.split(command), "--max-new-tokens", "40"]
+    _, sure, greedy, *_ = in_one_process(
+        checkout,
+        small("python -m train.pretrain configs/quickstart.yaml --out_dir out/quickstart"),
+        [*few, "--epsilon", "1", "--seed", "2"],
+        [*few, "--temperature", "0"],
+        [*few, "--engine", "plain"],
+        [*few, "--engine", "torch"],
     )
     assert sure.partition("[seed")[0] == greedy.partition("[seed")[0], "at least 1 is the likeliest token alone"
-    for engine in ("plain", "torch"):
-        python(checkout, *few, "--engine", engine)
-    code = "from nanogpt_hub.page.parts import SAMPLERS; assert SAMPLERS['epsilon'].slider == (0, 0.1)"
+    code = "from nanogpt_hub.sampling import SAMPLERS; assert SAMPLERS['epsilon'].slider == (0, 0.1)"
     python(checkout, "-c", code)
 
 
@@ -68,4 +67,5 @@ def test_a_tab(checkout):
 def test_an_optimizer_and_a_source(checkout, section):
     extend(checkout, section)
     (command,) = commands(section_of(section, EXTEND))
-    assert "done after 4 steps" in train(checkout, command)
+    (said,) = in_one_process(checkout, small(command))
+    assert "done after 4 steps" in said

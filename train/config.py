@@ -4,13 +4,17 @@ Defaults < YAML < flags. An unknown key, a wrong type or an impossible value end
 The comment behind each field is its help text: `python -m train.pretrain --help` prints them.
 """
 
+import ast
 import inspect
+import io
 import math
 import re
 import sys
+import textwrap
+import tokenize
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from jsonargparse import Namespace
 
@@ -21,9 +25,23 @@ from .typed import Parser, kinds
 
 def comments_as_help(cls: type, source: type | None = None) -> type:
     """Class decorator: the comments behind the fields (of `source`, if given) become the docstring's Args section."""
-    lines = re.findall(r"^    (\w+): [^#\n]*# (.+)$", inspect.getsource(source or cls), re.MULTILINE)
-    cls.__doc__ = (cls.__doc__ or "") + "\n\nArgs:\n" + "\n".join(f"    {name}: {text}" for name, text in lines)
+    lines = [f"    {name}: {text}" for name, text in field_comments(source or cls).items()]
+    cls.__doc__ = "\n".join([(cls.__doc__ or "") + "\n\nArgs:", *lines])
     return cls
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """The comment on the lines of each field of a dataclass: what its source says to whoever reads it is its help."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    (definition,) = ast.parse(source).body
+    found = {}
+    for node in cast(ast.ClassDef, definition).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            found[node.target.id] = " ".join(comments[line] for line in lines if line in comments)
+    return found
 
 
 Preset = Literal[tuple(PRESETS)]
@@ -204,7 +222,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  # auto takes bf16 or fp16 only where the hardware has it
     )
-    compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    compile: Literal["auto", "always", "never"] = (
+        "auto"  # torch.compile; auto: on CUDA, for dense models, where it pays
+    )
     fast_cpu: bool = (
         True  # on a CPU: the trainer's own attention and freed memory kept; false: the plain way, a check of these two
     )

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from jsonargparse import Namespace
 
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.model import GPTConfig
+from nanogpt_hub.readable import duration, size
 
 from .config import TrainConfig, make_parser, parse
-from .hardware import choose_device, choose_precision, flops_per_token, matmul_flops, memory_bytes, training_bytes
+from .hardware import choose_precision, flops_per_token, matmul_flops, memory_bytes, training_bytes
 from .plan import count_parameters
-from .report import size
 
 PROG = f"python -m {__package__}.cost"  # as it is typed; `nanogpt-hub` gives its own
 MFU = 0.4  # of a GPU, where none is given: what well-tuned runs of this size reach
@@ -116,14 +117,6 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
     tokens = config.max_steps * config.batch_size * shape.block_size
     flops = flops_per_token(shape, count_parameters(shape, embeddings=False)) * tokens
     return Cost(n_params, tokens, flops, parts, flops / (devices * rate * (mfu or usual)), devices, name, memory)
-
-
-def duration(seconds: float) -> str:
-    """A span of time for people."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= length:
-            return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds:.0f} seconds" if seconds >= 1 else "less than a second"
 
 
 def lines(cost: Cost, mfu: float, price: float) -> Iterator[str]:

@@ -10,6 +10,7 @@ from nanogpt_hub import installed
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import BaseFacts, EvaluationFacts, RunFacts, TrainingFacts
 from nanogpt_hub.hub.private import NOT_OTHERS, public_name
+from nanogpt_hub.readable import flatten
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import HubConfig, TrainConfig, as_settings
@@ -73,6 +74,8 @@ def settings_now(trainer) -> dict[str, Any]:
     config = trainer.config
     settings = {**hyperparameters(config), "precision": trainer.precision, "eval.max_windows": config.eval.max_windows}
     settings.setdefault("dropout", 0.0 if config.model.dropout is None else config.model.dropout)
+    if trainer.gpt.config.n_expert:
+        settings["router_aux_loss_coef"] = trainer.gpt.config.router_aux_loss_coef
     return flat(settings)
 
 
@@ -89,15 +92,10 @@ def change_line(change: dict) -> str:
     return f"from step {change['step']} on: {change['name']} {change['to']} (before: {change['from']})"
 
 
-def flat(nested: dict, prefix: str = "") -> dict:
+def flat(nested: dict) -> dict:
     """{"optim": {"name": "adamw"}} as {"optim.name": "adamw"}, with only what trackers and JSON hold."""
-    out = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            out.update(flat(value, f"{prefix}{key}."))
-        elif value is not None:
-            out[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return out
+    plain = (int, float, str, bool)
+    return {name: value if isinstance(value, plain) else str(value) for name, value in flatten(nested).items()}
 
 
 def progress_facts(trainer) -> RunFacts:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.readable import size
 
 from .config import TrainConfig
 from .folder import OUTPUTS, free_bytes
-from .hardware import choose_device, choose_precision, local_world_size, memory_bytes, training_bytes
-from .report import size
+from .hardware import choose_precision, local_world_size, memory_bytes, training_bytes
 
 ENORMOUS = 2**62  # parameters, where their number cannot be computed
 

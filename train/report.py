@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nanogpt_hub.evaluate import bits_per_byte, perplexity
 from nanogpt_hub.files import replacing, sha256_of, sync, write_atomic
+from nanogpt_hub.runs import read_rows
 
-METRICS = "metrics.jsonl"
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
 FLOOR = "entropy of the text, the best possible"  # where it is known
 
@@ -46,19 +46,9 @@ def check_metrics(path: Path, mark: dict) -> None:
     )
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """All whole rows of a metrics file; a last line that was cut by a kill is passed over."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
-    return rows
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All whole rows of a run's own log, however long it is."""
+    return read_rows(path, max_bytes=math.inf)
 
 
 def plot_loss(metrics: Path, out: Path, baselines: dict[str, float]) -> None:
@@ -107,8 +97,3 @@ def size_warning(n_params: int, train_tokens: int) -> str | None:
         f"note: {n_params:,} parameters for {train_tokens:,} training tokens: it will memorise them; "
         "a smaller model.size, some model.dropout or more text will generalise better"
     )
-
-
-def size(n: int) -> str:
-    """Bytes for people."""
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

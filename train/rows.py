@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    facts = {"config": config, "split": split, "revision": revision}
+    facts: dict[str, Any] = {"config": config, "split": split, "revision": revision}
     try:
         info = HfApi().dataset_info(name, revision=revision or None)
         facts |= {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
@@ -181,11 +182,12 @@ def messages_of(row: dict, column: str, where: str) -> Messages:
     """The conversation of a row. SourceError where it is none."""
     value = cell(row, column, where) or []
     found = [as_message(each, where) for each in value] if isinstance(value, list) else [None]
-    if None in found:
+    messages = [each for each in found if each is not None]
+    if len(messages) < len(found):
         raise SourceError(
             f"{where}: column {column!r} must hold a list of {{role, content}}, or of {{from, value}}, all of them text"
         )
-    return found
+    return messages
 
 
 def as_message(value: object, where: str) -> dict | None:
@@ -267,7 +269,8 @@ def encode_rows(
 
     Raises SourceError for more than max_bad_rows bad rows, for more bad than good ones, or when nothing is left.
     """
-    counts, reading = Counter(), Reading(max_bad_rows)
+    counts: Counter[str] = Counter()
+    reading = Reading(max_bad_rows)
     fitted = (fit(*encoded, block_size + 1, counts) for encoded in _encoded(source, encode, reading, quiet))
     rows = TokenRows.of(row for row in fitted if row is not None)
     counts["bad"] = reading.bad_rows
@@ -290,7 +293,7 @@ def _encode_some(rows: list[tuple[str, dict]], encode: Encode, reading: Reading)
     try:
         return list(encode(rows))
     except ValueError:
-        encoded = []
+        encoded: list[Encoded] = []
     for where, row in rows:  # one by one, to find out which it is
         try:
             encoded += encode([(where, row)])

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator, PartialState
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from nanogpt_hub.checkpoint import saved_as
 from nanogpt_hub.core import CORE_FILE, faults, running_core
+from nanogpt_hub.devices import choose_device
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
 from nanogpt_hub.installed import command as hub_command
 from nanogpt_hub.installed import joined, pip_line, shown
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -30,14 +32,15 @@ from .data import Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
-from .hardware import check_precision, choose_device, choose_precision, device_name, is_out_of_memory
+from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
 from .loading import load_data, open_source_of
 from .plan import check_disk, memory_line
-from .report import FLOOR, METRICS, baseline_lines, describe_loss, size_warning
+from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .sharing import Sharing
-from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, seal_fetched
+from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
 from .tokenizing import wait_for
 from .trainer import Trainer
+from .typed import Parser
 
 NOT_SHARED = 3  # exit status of a run that is finished here, of which something is not on the Hub
 
@@ -53,7 +56,7 @@ class Start(NamedTuple):
 MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
 
 
-def main(parser: ArgumentParser, make_start: MakeStart, argv: list[str] | None = None) -> int:
+def main(parser: Parser, make_start: MakeStart, argv: list[str] | None = None) -> int:
     """The whole command: returns its exit status, with a sentence where it is not 0.
 
     0: done, or asked to stop (SIGINT, SIGTERM, SIGHUP) and saved; 1: the run could not go on; 2: it was not begun,
@@ -90,9 +93,7 @@ def fail(sentence: str, status: int, alone: bool = False) -> int:
     return status
 
 
-def fetch_run(
-    config: TrainConfig, parsed: Namespace, parser: ArgumentParser, argv: list[str]
-) -> tuple[TrainConfig, Namespace]:
+def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list[str]) -> tuple[TrainConfig, Namespace]:
     """Brings a run from the Hub into out_dir; without a CONFIG what its own may decide counts, below the given flags.
 
     Raises ValueError, with the command to give, where the user has not said what the run shall read.
@@ -116,7 +117,7 @@ def fetch_run(
 def run(
     config: TrainConfig,
     parsed: Namespace,
-    parser: ArgumentParser,
+    parser: Parser,
     make_start: MakeStart,
     argv: list[str],
     lock: RunLock,
@@ -157,7 +158,7 @@ def run(
     return NOT_SHARED if left else 0
 
 
-def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: RunLock, state: dict | None) -> list[str]:
+def train(trainer: Trainer, parsed: Namespace, parser: Parser, lock: RunLock, state: dict | None) -> list[str]:
     """The run itself, from the first thing that is written on. Returns what there is to say of it in the end."""
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
@@ -172,7 +173,7 @@ def train(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, lock: Run
     return closing_lines(trainer)
 
 
-def find_state(out: Path, parsed: Namespace, parser: ArgumentParser) -> dict | None:
+def find_state(out: Path, parsed: Namespace, parser: Parser) -> dict | None:
     """The state to go on from, or None for a fresh run.
 
     Raises ValueError where the wish and the folder disagree, or the state is damaged: nothing is changed then.
@@ -240,9 +241,11 @@ def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
     family, why = saved_as(gpt)
+    used = f" ({gpt.num_params() - idle_parameters(cfg):,} for each token)" if cfg.n_expert else ""
+    experts = f", {cfg.n_expert_per_tok} of {cfg.n_expert} experts" if cfg.n_expert else ""
     lines = [
-        f"model: {gpt.num_params():,} parameters; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}, "
-        f"context {cfg.block_size}; saved as {family}"
+        f"model: {gpt.num_params():,} parameters{used}; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}"
+        f"{experts}, context {cfg.block_size}; saved as {family}"
     ]
     if running_core(gpt).changed:
         loads = "loads only where that is nanogpt_hub/model.py, and not in Transformers"
@@ -295,7 +298,7 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
     return lines
 
 
-def prepare_folder(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, fresh: bool) -> None:
+def prepare_folder(trainer: Trainer, parsed: Namespace, parser: Parser, fresh: bool) -> None:
     """Empties the run's folder of an earlier run's files, and stores the resolved config."""
     out = trainer.out
     if fresh:
@@ -306,7 +309,7 @@ def prepare_folder(trainer: Trainer, parsed: Namespace, parser: ArgumentParser, 
     write_atomic(out / "config.yaml", changed + settings_text(parsed, parser))
 
 
-def settings_text(parsed: Namespace, parser: ArgumentParser) -> str:
+def settings_text(parsed: Namespace, parser: Parser) -> str:
     """The resolved settings of a run as YAML."""
     settings = parsed.clone()
     for key in ("config", "resume", "overwrite", "out_dir"):
@@ -317,6 +320,8 @@ def settings_text(parsed: Namespace, parser: ArgumentParser) -> str:
 def finished_lines(trainer: Trainer) -> list[str]:
     """What there is to say of a run that is at its end already."""
     trainer.repair_last()
+    if trainer.accelerator.is_main_process:
+        remove_older(trainer.out / "state")
     if trainer.sharing:
         trainer.sharing.state()
     return [

@@ -28,10 +28,11 @@ import torch
 import yaml
 
 from nanogpt_hub.checkpoint import load_model, read_json
-from nanogpt_hub.compare import flat, markdown
+from nanogpt_hub.compare import markdown
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.installed import PACKAGE, part, shown
+from nanogpt_hub.readable import flatten
 from nanogpt_hub.sources import open_source
 
 from .report import METRICS, read_metrics
@@ -211,7 +212,7 @@ def verdict(track: Track, record: dict[str, Any], standing: dict[str, Any] | Non
     if standing is None:
         return "The goal was reached with each seed: the first record of this track."
     ratio = record["seconds"] / standing["seconds"]
-    same = flat(record["settings"]) == flat(standing["settings"])
+    same = flatten(record["settings"]) == flatten(standing["settings"])
     compared = (
         f"{record['seconds']:.1f} s here, {standing['seconds']:.1f} s on the record's machine ({ratio:.2f} times)"
     )

@@ -50,7 +50,7 @@ def save_state(folder: Path, facts: dict, model: Mapping[str, Tensor], optimizer
             hashes[part] = sha256_of(aside)
     _keep_previous(folder, facts["step"])
     write_atomic(folder / STATE, sealed({"format": FORMAT, **facts, "files": files, "sha256": hashes}))
-    _remove_older(folder)
+    remove_older(folder)
 
 
 def sealed(facts: dict) -> str:
@@ -70,8 +70,8 @@ def _keep_previous(folder: Path, step: int) -> None:
             write_atomic(folder / PREVIOUS, (folder / STATE).read_bytes())
 
 
-def _remove_older(folder: Path) -> None:
-    """Removes the tensors that neither the state nor the one before it names."""
+def remove_older(folder: Path) -> None:
+    """Removes the tensors that neither the state nor the one before it names: a kill may have come before that."""
     named = set()
     for name in (STATE, PREVIOUS):
         with contextlib.suppress(StateError):

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nanogpt_hub.files import write_atomic
+from nanogpt_hub.files import sha256_of, write_atomic
 
 logger = logging.getLogger("nanogpt_hub.engine")
 
@@ -78,7 +78,7 @@ def key() -> str:
     facts += map(importlib.metadata.version, PACKAGES)
     facts += [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
     facts += [os.environ.get(name) for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT")]
-    facts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in SOURCES]
+    facts += [sha256_of(path) for path in SOURCES]
     facts += [str(HERE), [path.stat().st_mtime_ns for path in SOURCES if path.parent == HERE]]  # as Numba's cache does
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 

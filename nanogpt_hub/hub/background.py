@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from nanogpt_hub.hub.card import RunFacts, size
+from nanogpt_hub.hub.card import RunFacts
 from nanogpt_hub.hub.publish import (
     STATE_BRANCH,
     STEPS_BRANCH,
@@ -40,6 +40,7 @@ from nanogpt_hub.hub.publish import (
     wait_seconds,
 )
 from nanogpt_hub.hub.resolve import explain, is_transient, limit_waiting
+from nanogpt_hub.readable import size
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ there is no fact is left out: a card never holds a placeholder.
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -25,6 +25,7 @@ from nanogpt_hub.hub.notebook import NOTEBOOK
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
 from nanogpt_hub.installed import public_source
+from nanogpt_hub.readable import count, duration, flatten, size
 from nanogpt_hub.tokenizer import Tokenizer
 
 VERBATIM = 50  # bytes in a row that count as copied, as in audit.py
@@ -126,6 +127,7 @@ class RunFacts(TypedDict, total=False):
     sample: SampleFacts
     base_model: BaseFacts
     page: str  # user/name of the static Space in which a browser runs the model
+    chat: bool  # whether it has a chat template; `make_card` looks
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -175,11 +177,12 @@ def complete_facts(folder: Path, facts: RunFacts) -> RunFacts:
     """The facts, with the model's shape and tokenizer read from the folder where they are missing."""
     config, model_type = read_config_and_type(folder, any_core=True)  # a card computes nothing
     parameters = empty_model(config).num_params()
-    model = {"config": asdict(config), "parameters": parameters, **facts.get("model", {})}
+    model: ModelFacts = {"config": asdict(config), "parameters": parameters}
+    model.update(facts.get("model", {}))
     model["family"] = model_type
     core = recorded_core(read_json(folder / "config.json"))
     model["core"] = f"{', '.join(core.changed)}; core {core.fingerprint}" if core else ""
-    data = dict(facts.get("data", {}))
+    data = facts.get("data", {}).copy()
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
         data["tokenizer"] = f"{data.get('tokenizer') or tokenizer.kind} ({tokenizer.vocab_size:,} tokens)"
@@ -210,7 +213,8 @@ def metadata(facts: RunFacts, title: str) -> dict[str, Any]:
 
 def evaluation_results(facts: RunFacts) -> list[EvalResult]:
     """The model-index entries: what was measured, on what."""
-    evaluation, source = complete_evaluation(facts), facts.get("data", {}).get("source", {})
+    evaluation: dict[str, Any] = {**complete_evaluation(facts)}
+    source = facts.get("data", {}).get("source", {})
     if not source.get("name"):
         return []
     names = {"loss": "val_loss", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
@@ -227,10 +231,11 @@ def evaluation_results(facts: RunFacts) -> list[EvalResult]:
 
 def complete_evaluation(facts: RunFacts) -> EvaluationFacts:
     """The measurements, with the perplexity that follows from the loss; none that is not finite."""
-    evaluation = {k: v for k, v in facts.get("evaluation", {}).items() if v is not None and math.isfinite(v)}
+    measured: dict[str, Any] = {**facts.get("evaluation", {})}
+    evaluation = {k: v for k, v in measured.items() if v is not None and math.isfinite(v)}
     if "val_loss" in evaluation:
         evaluation.setdefault("perplexity", math.exp(min(evaluation["val_loss"], 700)))
-    return evaluation
+    return cast(EvaluationFacts, evaluation)
 
 
 # --- the block --------------------------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def summary(facts: RunFacts) -> str:
     """What it is, in a sentence or two."""
     config, source = facts["model"]["config"], facts.get("data", {}).get("source", {})
     does = "that was tuned on conversations" if facts.get("chat") else "that continues text"
-    text = f"A GPT of {short_number(facts['model']['parameters'])} parameters {does}"
+    text = f"A GPT of {count(facts['model']['parameters'])} parameters {does}"
     base = facts.get("base_model", {}).get("id")
     if base:
         text += f", fine-tuned from [{base}](https://huggingface.co/{base})"
@@ -315,7 +320,7 @@ def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("source", source_link(source) if source.get("name") else None),
         *((key, cell(source.get(key))) for key in details),
         ("files", number(source.get("files"))),
-        ("size", size(source.get("bytes"))),
+        ("size", shown(size, source.get("bytes"))),
         ("tokenizer", cell(data.get("tokenizer"))),
         ("training tokens", number(data.get("train_tokens"))),
         ("validation tokens", number(data.get("val_tokens"))),
@@ -340,12 +345,14 @@ def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     if c["position"] == "rotary" and c["rotary_fraction"] != 1:
         positions += f", {c['rotary_fraction']:.0%} of each head"
     grouped = f", {c['n_kv_head']} key/value heads" if c["n_kv_head"] not in (0, c["n_head"]) else ""
+    experts = f"{c['n_expert']}, of which a token takes {c['n_expert_per_tok']}" if c.get("n_expert") else None
     return [
         ("architecture", architecture(model)),
         ("parameters", number(model["parameters"])),
         ("layers", c["n_layer"]),
         ("heads", f"{c['n_head']}{grouped}"),
         ("width", c["n_embd"]),
+        ("experts", experts),
         ("context", f"{c['block_size']:,} tokens"),
         ("vocabulary", number(c["vocab_size"])),
         ("positions", positions),
@@ -376,7 +383,7 @@ def training_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("seed", t.get("seed")),
         ("precision", cell(t.get("precision"))),
         ("hardware", cell(t.get("hardware"))),
-        ("wall time", duration(t.get("seconds"))),
+        ("wall time", shown(duration, t.get("seconds"))),
         ("speed", f"{speed:,.0f} tokens/s" if speed else None),
         ("versions", cell(versions)),
         ("commit of the code", cell(t.get("commit"))),
@@ -427,7 +434,7 @@ def usage_section(facts: RunFacts, name: str, on_hub: bool, source: str) -> str:
     )
     stock = facts["model"].get("family") in FAMILIES
     parts = ["## How to use it", *install_lines(facts, source), fenced(ours, "python")]
-    oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family"), "4.45")
+    oldest = OLDEST_TRANSFORMERS.get(facts["model"].get("family", ""), "4.45")
     parts += ["or in a terminal:", fenced(f"nanogpt-hub chat {name}", "sh")] if facts.get("chat") else []
     parts += [f"With Transformers {oldest} or newer:", fenced(theirs, "python")] if stock else []
     if on_hub:
@@ -489,7 +496,7 @@ def chat_lines(messages: list[dict[str, str]]) -> str:
 
 def settings_section(settings: Mapping[str, Any]) -> str:
     """The hyper-parameters, one a line."""
-    lines = [f"- `{key}`: {cell(value)}" for key, value in flatten(settings)]
+    lines = [f"- `{key}`: {cell(value)}" for key, value in flatten(settings).items()]
     return "\n".join(("### Hyper-parameters\n", *lines)) if lines else ""
 
 
@@ -504,10 +511,10 @@ def command_section(facts: RunFacts, name: str, source: str) -> str:
         command += f"nanogpt-hub {verb} {folder}/training/config.yaml"
     if not command:
         return ""
-    source = facts.get("data", {}).get("source", {})
+    text = facts.get("data", {}).get("source", {})
     note = ""
-    if source.get("kind") in ("file", "folder"):
-        was = code(str(source.get("name")))
+    if text.get("kind") in ("file", "folder"):
+        was = code(str(text.get("name")))
         note = f"\n\nThe text, {was}, is not part of this repository: give yours by `--data.source`."
     if source and command.startswith("nanogpt-hub ") and not facts["model"].get("core"):
         command = f'pip install "nanogpt-hub[train] @ {source}"\n{command}'
@@ -523,7 +530,7 @@ def limits_section(facts: RunFacts) -> str:
         f"It continues text in the manner of {source}; it does not follow instructions, and it knows nothing else."
         if not facts.get("base_model")
         else f"It inherits the limits of its base model and leans towards {source}.",
-        f"With {short_number(parameters)} parameters it writes what looks right, not what is true: check what it says.",
+        f"With {count(parameters)} parameters it writes what looks right, not what is true: check what it says.",
         "Errors, bias and offensive passages of the training text may come back. It has no safety training.",
     ]
     if any(kind.startswith(("secrets", "personal data")) for kind in facts.get("audit", {}).get("findings", {})):
@@ -558,48 +565,14 @@ def fenced(text: str, language: str) -> str:
 
 
 def source_link(source: Mapping[str, Any]) -> str:
-    name = cell(source["name"])
+    name = cell(source["name"]) or ""
     return f"[{name}](https://huggingface.co/datasets/{source['name']})" if source.get("kind") == "hub" else name
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (dotted name, value), the empty ones left out."""
-    pairs = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            pairs += flatten(value, f"{prefix}{key}.")
-        elif value not in (None, "", [], ()):
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
-
-
 def number(value: int | None) -> str | None:
-    return None if value is None else f"{value:,}"
+    return shown("{:,}".format, value)
 
 
-def short_number(value: int) -> str:
-    """12,345,678 -> 12.3 million."""
-    for limit, word in ((10**9, " billion"), (10**6, " million")):
-        if value >= limit:
-            return f"{value / limit:.3g}{word}"
-    return f"{value:,}"
-
-
-def size(n_bytes: int | None) -> str | None:
-    """Bytes for people, in powers of 1,000 as the Hub shows them."""
-    if n_bytes is None:
-        return None
-    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n_bytes >= limit:
-            return f"{n_bytes / limit:.3g} {unit}"
-    return f"{n_bytes} bytes"
-
-
-def duration(seconds: float | None) -> str | None:
-    """Seconds for people."""
-    if seconds is None:
-        return None
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+def shown(how: Callable[[Any], str], value: Any) -> str | None:
+    """A value as people read it; None where it is not known."""
+    return None if value is None else how(value)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +27,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
 from nanogpt_hub.files import git_hash_of, replacing, sha256_of
-from nanogpt_hub.hub.card import RunFacts, make_card, metadata, size
+from nanogpt_hub.hub.card import RunFacts, make_card, metadata
 from nanogpt_hub.hub.model_notebook import model_notebook
 from nanogpt_hub.hub.notebook import NOTEBOOK, is_ours
 from nanogpt_hub.hub.private import public_files, public_text
@@ -43,6 +44,7 @@ from nanogpt_hub.hub.resolve import (
     resolve,
     split_name,
 )
+from nanogpt_hub.readable import size
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -350,7 +352,7 @@ class Pushed:
 
 
 def push_to_hub(
-    folder: str | Path,
+    folder: str | PathLike[str],
     repo_id: str,
     *,
     private: bool = False,

@@ -79,7 +79,7 @@ def merge_metadata(old: Readme, new: Mapping[str, Any]) -> dict[str, Any]:
     if f"[{kept.get('base_model')}]" in old.block:
         kept.pop("base_model", None)
         kept.pop("base_model_relation", None)
-    tags = [*(new.get("tags") or ()), *(kept.get("tags") or ())]
+    tags = [tag for made in (new, kept) for tag in as_list(made.get("tags")) if isinstance(tag, str)]
     merged = {**new, **{k: v for k, v in kept.items() if k not in new}}
     if tags:
         merged["tags"] = [*dict.fromkeys(tags)]
@@ -142,7 +142,7 @@ def validate_readme(text: str) -> None:
 
 
 def as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return [*value] if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def one_line(text: object) -> str:

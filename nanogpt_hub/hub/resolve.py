@@ -103,7 +103,7 @@ def resolve(
     name_or_path: str | Path,
     revision: str | None = None,
     *,
-    token: str | None = None,
+    token: str | bool | None = None,
     max_bytes: int = MAX_BYTES,
     files: re.Pattern = MODEL_FILES,
     cache_dir: str | Path | None = None,

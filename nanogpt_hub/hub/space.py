@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, SpaceHardware, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from nanogpt_hub.checkpoint import core_difference, read_json
@@ -76,7 +76,7 @@ def create_space(
     try:
         space_id = own_space(api, space_id)
         info = api.model_info(model_id, revision=revision)
-        files = collect_space(app_folder, model_id, preload="" if info.private else info.sha)
+        files = collect_space(app_folder, model_id, preload="" if info.private else info.sha or "")
         config = hf_hub_download(model_id, "config.json", revision=info.sha, token=token)
         check_cores(read_json(config), files, model_id)
         about = dict(space_sdk="gradio", space_hardware=hardware or FREE_HARDWARE)
@@ -120,7 +120,7 @@ def configure(
     for name, value in secrets.items():
         api.add_space_secret(space_id, name, value)
     if hardware:
-        api.request_space_hardware(space_id, hardware)
+        api.request_space_hardware(space_id, cast(SpaceHardware, hardware))  # the client takes the name, too
 
 
 def collect_space(app_folder: str | Path | None, model_id: str, preload: str = "") -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from nanogpt_hub.playground.chat import Talk
 from nanogpt_hub.playground.links import chat_command, chat_snippet
 
 TOKENS = {"panel": "chat-panel", "quiet": True}  # the conversation tells when an answer ended
-MESSAGE = dict(max_lines=6, lines=1)
+MESSAGE: dict[str, Any] = dict(max_lines=6, lines=1)
 
 
 class ChatTab:
@@ -21,7 +21,7 @@ class ChatTab:
     def __init__(self, page: Page, controls: SamplingControls):
         """controls: the settings with which answers are drawn."""
         self.page, self.playground = page, page.playground
-        most = dict(max_length=page.limits.prompt_chars)
+        most: dict[str, Any] = dict(max_length=page.limits.prompt_chars)
         self.talk = gr.State(Talk(), time_to_live=3600)
         self.sentence = gr.Markdown("", elem_id="no-chat")
         with gr.Row(elem_classes="stage", visible=False, elem_id="chat") as self.stage:
@@ -53,7 +53,7 @@ class ChatTab:
 
     def wire(self, send: gr.Button, stop: gr.Button, more: gr.Button, reset: gr.Button) -> None:
         page, settings = self.page, self.settings
-        working = dict(turn=MODEL, show_progress_on=self.status)
+        working: dict[str, Any] = dict(turn=MODEL, show_progress_on=self.status)
         asked = [self.talk, page.place, self.system, self.message, *settings]
         events = [
             page.on(any_of(send.click, self.message.submit), self.say, asked, [*self.shown, self.message], **working),
@@ -61,7 +61,7 @@ class ChatTab:
         ]
         stopped = stop.click(None, None, None, cancels=events, api_visibility="private")
         cleared = reset.click(None, None, None, cancels=events, api_visibility="private")
-        quiet = dict(show_progress="hidden")
+        quiet: dict[str, Any] = dict(show_progress="hidden")
         ended = [
             page.on(stopped.then, self.stopped, self.talk, self.shown, **quiet),
             page.on(cleared.then, self.start_over, None, self.shown, **quiet),
@@ -70,7 +70,7 @@ class ChatTab:
         ended.append(page.on_model(self.fill, page.place, filled, **quiet))
         for event in (*events, *ended):
             page.on(event.then, self.take, [self.talk, page.place], self.exported, **quiet)
-        look = dict(turn=MODEL, trigger_mode="always_last", **quiet)
+        look: dict[str, Any] = dict(turn=MODEL, trigger_mode="always_last", **quiet)
         for listen in (self.tokens.select, self.panel.input):
             page.on(listen, self.open_panel, [self.talk, *settings], self.panel, **look)
 
@@ -88,10 +88,12 @@ class ChatTab:
         """Updates of `shown` while an answer grows: the first and the last one send everything."""
         ends = [0, 0, 0]
         for talk in growing:
-            since = ends[0] if talk.made.finish is None else 0
-            tokens = {**talk.made.view(since=since), **TOKENS}
+            made = talk.made
+            assert made is not None
+            since = ends[0] if made.finish is None else 0
+            tokens = {**made.view(since=since), **TOKENS}
             yield [talk, talk.view(since), talk.status(), tokens]
-            ends = [*ends[1:], len(talk.made.tokens)]
+            ends = [*ends[1:], len(made.tokens)]
 
     def say(
         self, talk: Talk, place: Resolved, system: str, text: str, int8: bool, *values: Any
@@ -104,7 +106,7 @@ class ChatTab:
 
     def go_on(self, talk: Talk, int8: bool, *values: Any) -> Iterator[list]:
         """The last answer grows."""
-        if talk.made is None:
+        if talk.made is None or talk.place is None:
             raise ValueError("nothing was said yet: write a message first")
         settings = self.playground.settings(talk.place, **named(values))
         yield from self.stream(chat.go_on(self.playground, talk, settings, int8))
@@ -135,7 +137,7 @@ class ChatTab:
 
     def open_panel(self, event: gr.EventData, talk: Talk, int8: bool, *values: Any) -> dict:
         """A token that was chosen in the text, from inside."""
-        if talk.made is None or said(event, "run") != talk.made.key:
+        if talk.made is None or talk.place is None or said(event, "run") != talk.made.key:
             raise ValueError("this text is not the current one any more: choose a token of the new one")
         settings = self.playground.settings(talk.place, **named(values))
         seen = self.playground.position(talk.made, whole(event, "n"), settings)

@@ -43,11 +43,11 @@ class CompareTab:
 
     def side(self, letter: str) -> list[gr.Dropdown]:
         """Name and revision of one of the two."""
-        free = dict(value="", allow_custom_value=True)
+        free: dict[str, Any] = dict(value="", allow_custom_value=True)
         with gr.Column(min_width=280), gr.Row():
-            known = dict(choices=self.page.models.names(), scale=3, min_width=150)
+            known: dict[str, Any] = dict(choices=self.page.models.names(), scale=3, min_width=150)
             name = gr.Dropdown(label=f"Model {letter}", elem_id=f"model-{letter}", **known, **free)
-            of = dict(choices=[], scale=2, min_width=110)
+            of: dict[str, Any] = dict(choices=[], scale=2, min_width=110)
             revision = gr.Dropdown(label="Revision", elem_id=f"revision-{letter}", **of, **free)
         return [name, revision]
 

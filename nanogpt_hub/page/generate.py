@@ -56,7 +56,8 @@ class GenerateTab:
         self.wire(generate, stop, more)
 
     def wire(self, generate: gr.Button, stop: gr.Button, more: gr.Button) -> None:
-        page, working = self.page, dict(turn=MODEL, show_progress_on=self.status)
+        page = self.page
+        working: dict[str, Any] = dict(turn=MODEL, show_progress_on=self.status)
         fresh = [page.place, self.prompt, *self.settings]
         events = [
             page.on(any_of(generate.click, self.prompt.submit), self.run, fresh, self.shown, **working),

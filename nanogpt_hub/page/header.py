@@ -43,7 +43,7 @@ class Header:
         tour.click(None, None, None, js="() => nanogpt.tour()", api_visibility="private")
         change.click(None, None, None, js=OPEN, api_visibility="private")
         outputs = [*page.loaded_outputs(), self.name, self.revision, self.facts]
-        options = dict(turn=LOAD, show_progress_on=self.facts)
+        options: dict[str, Any] = dict(turn=LOAD, show_progress_on=self.facts)
         page.on(blocks.load, self.open_page, None, outputs, **options)
         page.on(load.click, self.load, [self.name, self.revision], outputs, **options)
         page.on(page.wanted.change, self.load_wanted, page.wanted, outputs, **options)

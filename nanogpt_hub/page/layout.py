@@ -4,6 +4,7 @@ blocks = create_page(Playground(ModelStore("user/name")))
 serve(blocks, server_name="127.0.0.1")
 """
 
+import inspect
 from typing import Any
 
 import gradio as gr
@@ -125,16 +126,17 @@ HEADERS = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b
 def serve(blocks: gr.Blocks, **options: Any) -> tuple:
     """Serves the page. Options are those of gradio's launch."""
     scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    fixed = dict(
+    fixed: dict[str, Any] = dict(
         theme=make_theme(),
         css_paths=STATIC / "page.css",
         head=f"<script>{scripts}</script>",
         footer_links=["api", "settings"],
         show_error=False,  # other errors than ours are not for visitors
-        run_history=False,
         enable_monitoring=False,
         max_file_size="1kb",
         ssr_mode=False,
         app_kwargs={"middleware": [Middleware(Guard)]},
     )
+    if "run_history" in inspect.signature(blocks.launch).parameters:  # what older ones do not keep
+        fixed["run_history"] = False
     return blocks.launch(**fixed, **options)

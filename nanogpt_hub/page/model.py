@@ -18,7 +18,7 @@ class ModelTab:
         self.models = page.models
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
-                card = gr.Markdown("", elem_id="card", sanitize_html=True)
+                card = gr.Markdown("", elem_id="card", sanitize_html=True)  # HTML is Markdown too
             with gr.Column(scale=2, min_width=280):
                 note("Where the parameters are: every one is a number that training has set.")
                 parts = view("bars", elem_id="parts")

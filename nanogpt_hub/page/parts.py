@@ -86,7 +86,7 @@ class Page:
         self._loads = gr.State(0)  # changes with each load of a model, the same one included
 
     def on(
-        self, listen: Callable, function: Callable | None, inputs: Any = None, outputs: Any = None, turn: str = LIGHT,
+        self, listen: Callable, function: Callable, inputs: Any = None, outputs: Any = None, turn: str = LIGHT,
         **options: Any,
     ) -> Any:  # fmt: skip
         """An event whose errors are sentences, which waits its turn, and which is no public endpoint."""
@@ -132,7 +132,7 @@ def secret(token: gr.OAuthToken | None) -> str | None:
 def address(request: gr.Request) -> str:
     """Where visitors find this page."""
     host = os.environ.get("SPACE_HOST")
-    return f"https://{host}/" if host else str(request.request.base_url)
+    return f"https://{host}/" if host else str(request.request.base_url if request.request else "")
 
 
 class SamplingControls:
@@ -140,7 +140,7 @@ class SamplingControls:
 
     def __init__(self, page: Page):
         self.device = page.models.device
-        self._by_name = {"max_new_tokens": token_slider(page.limits.new_tokens)}
+        self._by_name: dict[str, gr.components.Component] = {"max_new_tokens": token_slider(page.limits.new_tokens)}
         groups = [[each for each in SAMPLERS.values() if each.basic is basic] for basic in (True, False)]
         self._by_name |= {each.name: sampler_slider(each) for each in groups[0]}
         with gr.Accordion("More", open=False):

@@ -62,7 +62,8 @@ class Api:
         listed).
         """
         place = self.models.find(model or "", revision or "")
-        config = replace(self.playground.settings(place), **neutral_samplers())
+        neutral: dict[str, Any] = {**neutral_samplers()}
+        config = replace(self.playground.settings(place), **neutral)
         given = {name: value for name, value in samplers.items() if value is not None}
         found = asdict(self.playground.next_tokens(place, text or "", replace(config, **given), n))
         return {**found, "tokens": [token._asdict() for token in found["tokens"]]}
@@ -122,8 +123,9 @@ def with_samplers(function: Callable, name: str, *, neutral: bool) -> Callable:
 
     made = stream if inspect.isgeneratorfunction(function) else call
     functools.update_wrapper(made, function)
-    made.__signature__, made.__name__ = signature, name
+    vars(made).update(__signature__=signature)
+    made.__name__ = name
     made.__annotations__ = {p.name: p.annotation for p in listed} | {"return": own.return_annotation}
     helps = "; ".join(f"{each.name}: {each.help}" for each in SAMPLERS.values())
-    made.__doc__ = function.__doc__.replace("{samplers}", helps)
+    made.__doc__ = (function.__doc__ or "").replace("{samplers}", helps)
     return made

@@ -119,7 +119,7 @@ def say(
     playground.limits.check("the conversation", len(said), MOST_MESSAGES, " messages")
     loaded = playground.models.load(place)
     template, asked = template_of(loaded), Talk(place, system, said)
-    config = template.stopped(replace(config, seed=config.seed + len(said) // 2))
+    config = template.stopped(replace(config, seed=(config.seed or 0) + len(said) // 2))
     room = room_for_prompt(loaded.model.config.block_size, config.max_new_tokens)
     prompt = template.prompt(asked.messages, room)
     begun = Continuation(
@@ -130,7 +130,7 @@ def say(
 
 def go_on(playground: Playground, talk: Talk, config: SamplingConfig, int8: bool = False) -> Iterator[Talk]:
     """The last answer grows, as if it had not ended. ValueError where there is none."""
-    if talk.made is None:
+    if talk.made is None or talk.place is None:
         raise ValueError("nothing was said yet: write a message first")
     config = template_of(playground.models.load(talk.place)).stopped(config)
     for made in playground.extend(talk.made, config, int8=int8):
@@ -140,5 +140,6 @@ def go_on(playground: Playground, talk: Talk, config: SamplingConfig, int8: bool
 def answers(playground: Playground, talk: Talk) -> Iterator[Talk]:
     """The conversation with the question alone, then while its answer grows."""
     yield talk
+    assert talk.made is not None
     for made in playground.grow(talk.made):
         yield replace(talk, made=made)

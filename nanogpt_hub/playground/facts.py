@@ -8,10 +8,13 @@ from pathlib import Path
 
 from nanogpt_hub import lens
 from nanogpt_hub.checkpoint import read_json
-from nanogpt_hub.hub.card import size
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.playground.models import ModelStore
-from nanogpt_hub.playground.views import parts_view, safe_markdown
+from nanogpt_hub.playground.views import card_html, parts_view
+from nanogpt_hub.readable import count, size
+from nanogpt_hub.runs import run_record
+
+MOST_CARD = 2**17  # bytes of a card that are shown: a second's work, whatever is in it
 
 
 def info(models: ModelStore, place: Resolved) -> dict:
@@ -40,7 +43,7 @@ def chips(models: ModelStore, place: Resolved) -> list[list[str]]:
     rows = [
         ("model", place.repo_id or "/".join(Path(about["model"]).parts[-2:])),
         ("revision", revision if place.sha else ""),
-        ("parameters", short(about["parameters"])),
+        ("parameters", count(about["parameters"])),
         ("layers × heads × width", f"{config['n_layer']} × {config['n_head']} × {config['n_embd']}"),
         ("context", f"{config['block_size']} tokens"),
         ("tokenizer", f"{about['tokenizer']['kind']}, {about['tokenizer']['vocab_size']:,} tokens"),
@@ -52,11 +55,11 @@ def chips(models: ModelStore, place: Resolved) -> list[list[str]]:
 
 
 def card(place: Resolved) -> str:
-    """README.md, made harmless; a sentence where there is none."""
+    """README.md as harmless HTML; a sentence where there is none."""
     path = place.folder / "README.md"
-    if not path.is_file() or path.stat().st_size > 2**20:
-        return "*This model has no card.*"
-    return safe_markdown(path.read_text(encoding="utf-8", errors="replace"))
+    if not path.is_file() or path.stat().st_size > MOST_CARD:
+        return "<p><em>This model has no card.</em></p>"
+    return card_html(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def files(place: Resolved) -> list[list[str]]:
@@ -95,11 +98,7 @@ def config(place: Resolved) -> dict:
 
 def run_facts(place: Resolved) -> dict:
     """What the run knew of itself (run.json), where it came along; empty where not."""
-    for path in (place.folder / "training" / "run.json", place.folder.parent / "run.json"):
-        if path.is_file() and (path.parent.name == "training" or (path.parent / "metrics.jsonl").is_file()):
-            facts = read_json(path)
-            return {key: value for key, value in facts.items() if isinstance(value, dict)}
-    return {}
+    return {key: value for key, value in run_record(place.folder).items() if isinstance(value, dict)}
 
 
 def example_question(place: Resolved) -> tuple[str, str]:
@@ -109,11 +108,3 @@ def example_question(place: Resolved) -> tuple[str, str]:
     texts = {str(each.get("role")): each.get("content") for each in found}
     system, user = (text if isinstance(text := texts.get(role), str) else "" for role in ("system", "user"))
     return system[:1000], user[:1000]
-
-
-def short(n: int) -> str:
-    """A count for people: 102 thousand, 10.7 million."""
-    for limit, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if n >= limit:
-            return f"{n / limit:.3g} {word}"
-    return str(n)

@@ -57,7 +57,8 @@ def read_link(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         try:
             value = number(query[name])
             if name != "int8":
-                SamplingConfig(**{name: value})
+                checked: dict[str, Any] = {name: value}
+                SamplingConfig(**checked)
             asked[name] = value
         except ValueError as error:
             problems.append(f"the link's {name} is {query[name][:40]!r} and was left out: {error}")
@@ -153,6 +154,8 @@ def client_snippet(models: ModelStore, continuation: Continuation, base: str) ->
 def chat_snippet(talk: Talk) -> str:
     """The last answer of a conversation again, in Python."""
     made, place = talk.made, talk.place
+    assert made is not None
+    assert place is not None
     if made.given:
         return "# An answer that was continued has two seeds: no single call repeats it.\n"
     where = f"{place.repo_id}@{place.sha}" if place.repo_id else place.folder.as_posix()
@@ -172,7 +175,10 @@ def chat_snippet(talk: Talk) -> str:
 
 def chat_command(models: ModelStore, talk: Talk) -> str:
     """The command that talks with the same model in the same way."""
-    place, settings = talk.place, talk.made.settings
+    place, made = talk.place, talk.made
+    assert place is not None
+    assert made is not None
+    settings = made.settings
     name = models.name_of(place)
     words = ["nanogpt-hub", "chat", f"{name}@{place.sha}" if place.sha else name]
     words += ["--system", talk.system] if talk.system else []

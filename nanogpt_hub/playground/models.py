@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import HfApi
@@ -64,11 +64,11 @@ class Limits:
         values: dict[str, Any] = {"model_bytes": 10**9} if on_space else {}
         for item in fields(cls):
             name = f"NANOGPT_MAX_{item.name.upper()}"
-            text = os.environ.get(name, "")
+            text, default = os.environ.get(name, ""), cast(Any, item.default)
             try:
-                values |= {item.name: type(item.default)(text)} if text else {}
+                values |= {item.name: type(default)(text)} if text else {}
             except ValueError:
-                raise ValueError(f"{name} is {text!r}; it must be a number, such as {item.default}") from None
+                raise ValueError(f"{name} is {text!r}; it must be a number, such as {default}") from None
         return cls(**values)
 
     def check(self, what: str, got: float, most: float, unit: str = "") -> None:
@@ -86,7 +86,7 @@ class Loaded:
 
     place: Resolved
     model: GPT
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer
     defaults: SamplingConfig
     n_bytes: int
     notes: dict = field(default_factory=dict)  # results that are asked for again and again, by what was asked
@@ -220,7 +220,7 @@ class ModelStore:
             if now - then < REMEMBER_SECONDS:
                 return known
             place = self._fetch(repo_id, revision, token, TOKENIZER_FILES)
-        found = Tokenizer.load(place).hash if (place.folder / "tokenizer.json").is_file() else ""
+        found = Tokenizer.load(place.folder).hash if (place.folder / "tokenizer.json").is_file() else ""
         if place.repo_id:
             self._remember(key, found)
         return found
@@ -246,7 +246,7 @@ class ModelStore:
         self, repo_id: str, revision: str, token: str | None, files: re.Pattern = MODEL_FILES
     ) -> Resolved:  # fmt: skip
         """What all may see goes into the common cache, what only this visitor may into one of their own."""
-        most = dict(max_bytes=self.limits.model_bytes, files=files)
+        most: dict[str, Any] = dict(max_bytes=self.limits.model_bytes, files=files)
         try:
             return resolve(repo_id, revision, token=self._own_token(repo_id), **most)
         except HubError as error:

@@ -130,8 +130,7 @@ class Playground:
         unseen = len(begun.prompt_ids) > model.config.block_size
         note = f"the model saw only the end of the prompt's {len(begun.prompt_ids)} tokens" if unseen else ""
         ids = list(begun.ids)
-        lent = self._stream_on_lent_gpu and not int8 and model.num_params() >= SMALL_MODEL
-        if lent:
+        if self._stream_on_lent_gpu and not int8 and model.num_params() >= SMALL_MODEL:
             stream = self._stream_on_lent_gpu(place, ids, config)
         else:
             stream = self._stream(place, ids, config, None, int8, begun.asked_engine)
@@ -156,8 +155,8 @@ class Playground:
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
         engine = "auto" if engine == "numba" else engine  # which waits for no compiler: nor shall a visitor
-        options = dict(alternatives=ALTERNATIVES, engine=engine)
-        for token in stream_tokens(model, loaded.tokenizer, [ids], config, **options):
+        chosen = stream_tokens(model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES, engine=engine)
+        for token in chosen:
             new.append(token)
             now = time.monotonic()
             if token.finish or now - shown >= 1 / UPDATES_PER_SECOND:
@@ -255,11 +254,11 @@ class Playground:
     ) -> Iterator[tuple[Continuation, Continuation]]:
         """What both write after the prompt with the same seed, side by side as it grows."""
         streams = [self.write(place, prompt, config) for place in (a, b)]
-        current: list[Continuation | None] = [None, None]
-        while any(writing is None or writing.finish is None for writing in current):
-            for n, stream in enumerate(streams):
-                current[n] = next(stream, current[n])
-            yield current[0], current[1]
+        one, two = (next(stream) for stream in streams)
+        yield one, two
+        while one.finish is None or two.finish is None:
+            one, two = next(streams[0], one), next(streams[1], two)
+            yield one, two
 
     def first_difference(self, a: Continuation, b: Continuation) -> int | None:
         """Index of the first token in which two generations differ, as far as both have come."""
@@ -286,7 +285,8 @@ class Playground:
         if loaded.tokenizer.hash != made.tokenizer.hash or len(made.ids) < 2:
             return None
         own, others = (self.score(place, text).tokens for place in (made.place, other))
-        more = [None if one.bits is None else two.bits - one.bits for one, two in zip(own, others, strict=True)]
+        pairs = [(one.bits, two.bits) for one, two in zip(own, others, strict=True)]
+        more = [None if one is None or two is None else two - one for one, two in pairs]
         view = {**self.read(made.place, text, made.settings).view(), "done": True}
         shown = [None if bits is None else max(0.0, bits) for bits in more]
         view["prompt"] = [[*piece, bits] for piece, bits in zip(view["prompt"], shown, strict=True)]

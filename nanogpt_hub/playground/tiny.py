@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ A larger model has more layers and has read more pages. Nothing else in it is ne
 to the Hub, and load it here.
 """
 STEPS, BATCH, EARLY = 300, 12, 50  # some seconds on one core; `early` is kept to compare with
-CONFIG = dict(n_layer=2, n_head=4, n_embd=64, block_size=48)
+CONFIG: dict[str, Any] = dict(n_layer=2, n_head=4, n_embd=64, block_size=48)
 PROMPT = "A language model "
 
 
@@ -85,7 +86,7 @@ def train_tiny(model: GPT, data: Tensor, steps: int, keep: Callable[[int, float,
         at = torch.randint(len(data) - T, (BATCH, 1), generator=generator) + torch.arange(T)  # (B, T)
         _, loss = model.train()(data[at], data[at + 1])
         if step % 10 == 0:
-            keep(step, loss.item(), schedule.get_last_lr()[0])
+            keep(step, loss.item(), float(schedule.get_last_lr()[0]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

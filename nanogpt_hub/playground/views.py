@@ -5,13 +5,15 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
+from markdown_it.renderer import RendererHTML
+
 from nanogpt_hub.lens import Divergence, Inside, LogitLens, NextTokens, Part, Piece, Surprise
 from nanogpt_hub.runs import CURVES, Run, attention_json
 from nanogpt_hub.sampling import SAMPLERS
 
 STAGES = {"model": "the model's probability"} | {e.name: f"after {e.label.lower()}" for e in SAMPLERS.values()}
-PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
-CODE = re.compile(r"(```.*?```|~~~.*?~~~|`[^`\n]*`)", re.DOTALL)
 
 
 def percent(p: float) -> str:
@@ -24,7 +26,7 @@ def probability_cell(p: float) -> dict:
 
 def next_tokens_view(result: NextTokens) -> dict:
     """Bars: a row for each token, a column for each sampler."""
-    rows = []
+    rows: list[dict] = []
     for token in result.tokens:
         cells = [probability_cell(p) for p in token.probs]
         if token.cut_by:
@@ -54,9 +56,23 @@ def lens_view(result: LogitLens, inside: Inside) -> dict:
     return {"tokens": list(inside.tokens), "rows": rows}
 
 
+def experts_view(inside: Inside) -> dict | None:
+    """A table: a row for each layer, a column for each token, in a cell the experts that it took, most first, with how
+    much it took of each. None for a dense model."""
+    if inside.experts is None:
+        return None
+
+    def taken(shares: list[float]) -> list[list[float]]:
+        return sorted(([e, round(p, 3)] for e, p in enumerate(shares, start=1) if p), key=lambda each: -each[1])
+
+    layers = enumerate(inside.experts.tolist(), start=1)
+    rows = [{"name": f"layer {n}", "cells": [taken(shares) for shares in tokens]} for n, tokens in layers]
+    return {"tokens": list(inside.tokens), "experts": inside.experts.size(-1), "rows": rows}
+
+
 def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
-    worst = sorted(result.tokens[1:], key=lambda token: -token.bits)[:3]
+    worst = sorted(result.tokens[1:], key=lambda token: -(token.bits or 0.0))[:3]
     where = ", ".join(f"`{escape(token.piece.text)}` ({token.bits:.1f} bits)" for token in worst)
     return (
         f"**{result.bits_per_character:.2f} bits per character**, {result.bits_per_token:.2f} bits per token "
@@ -127,7 +143,7 @@ def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[
         {"step": n, "note": step_note(run, n), "text": run.sample(n, SAMPLE_CHARACTERS), "usable": n in usable}
         for n in steps
     ]
-    measures = (*CURVES, "learning_rate", "tokens_per_second")
+    measures = (*CURVES, "learning_rate", "tokens_per_second", "expert_evenness")
     drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
     return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
 
@@ -149,9 +165,9 @@ def head_view(run: Run, steps: Sequence[int], chosen: tuple[int, int] | None = N
     most = changes.index(max(changes))
     layer, head = chosen if chosen and chosen[0] in range(L) and chosen[1] in range(H) else (most // H, most % H)
     scaled = [each / max(*changes, 1e-9) for each in changes]
-    maps = [[step, maps["maps"][layer][head]] for step, maps in kept]
+    chosen_maps = [[step, maps["maps"][layer][head]] for step, maps in kept]
     about = {"run": run.name, "tokens": shape[0], "heads": [L, H], "layer": layer, "head": head}
-    return {**about, "changes": [round(each, 3) for each in scaled], "steps": maps}
+    return {**about, "changes": [round(each, 3) for each in scaled], "steps": chosen_maps}
 
 
 def change(one: str, other: str) -> float:
@@ -170,13 +186,25 @@ def step_note(run: Run, step: int) -> str:
     return " · ".join(parts)
 
 
-def safe_markdown(text: str) -> str:
-    """A card from anywhere, as text: without its front matter, without HTML, and pictures as their captions.
+class CardRenderer(RendererHTML):
+    """Writes a card as HTML in which the card's own HTML is text, its comments are gone and a picture is its caption.
 
-    So nothing is fetched from elsewhere when the card is shown. Code stays as it is.
+    So nothing is fetched from elsewhere, and nothing runs, when the card is shown. No empty line is outside of <pre>:
+    gradio takes the whole for Markdown once more, in which one would end the HTML.
     """
-    text = re.sub(r"\A\s*---\r?\n.*?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    parts = CODE.split(text)
-    parts[::2] = [PICTURE.sub(r"*\1*", part).replace("![", "[").replace("<", "&lt;") for part in parts[::2]]
-    return "".join(parts)
+
+    def html_inline(self, tokens, idx, options, env) -> str:
+        text = tokens[idx].content
+        return "" if text.startswith("<!--") else escapeHtml(text)
+
+    def html_block(self, tokens, idx, options, env) -> str:
+        return f"<pre><code>{text}</code></pre>\n" if (text := self.html_inline(tokens, idx, options, env)) else ""
+
+    def image(self, tokens, idx, options, env) -> str:
+        return f"<em>{escapeHtml(tokens[idx].content)}</em>"
+
+
+def card_html(text: str) -> str:
+    """A card from anywhere, without its front matter, as HTML of a few harmless kinds."""
+    body = re.sub(r"\A\s*---\r?\n.*?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
+    return MarkdownIt("commonmark", renderer_cls=CardRenderer).enable("table").render(body)

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.hub import card as card_module
 from nanogpt_hub.hub.card import RunFacts, make_card, write_card
 from nanogpt_hub.hub.readme import CardError, Readme, merge_edits, update_readme, validate_readme
 from nanogpt_hub.model import GPT, GPTConfig
@@ -58,16 +59,25 @@ def folder(tmp_path_factory) -> Path:
 def test_a_full_card_tells_every_fact(folder):
     card = make_card(folder, FACTS, "alice/tiny", along=["training/loss.png"])
     for fact in (
-        "# tiny", "alice/plays", "0123abc", "cc0-1.0", "1.12 MB", "char (", "1,003,854", "111,540", "4.25",
+        "# tiny", "alice/plays", "0123abc", "cc0-1.0", "1.1 MB", "char (", "1,003,854", "111,540", "4.25",
         "gpt_neox", "| layers | 2 |", "16 tokens", "- `batch_size`: 12", "- `optim.learning_rate`: 0.001",
         "Muon and AdamW",
-        "2,000", "4,266,000", "bf16", "a \\| b GPU", "21 min", "3,457 tokens/s", "torch 2.13.0", "deadbeef", "1337",
+        "2,000", "4,266,000", "bf16", "a \\| b GPU", "21 minutes", "3,457 tokens/s", "torch 2.13.0", "deadbeef", "1337",
         "| this model | 1.4697 | 4.348 | 2.1204 |", "| guessing by frequency | 3.3431 | 28.31 | 4.8232 |",
         "1,800", "O thou", "training/loss.png",
         'from_pretrained("alice/tiny")', "AutoModelForCausalLM", "nanogpt-hub space alice/demo --model alice/tiny",
         "Duplicate this Space", "python -m train.pretrain configs/plays.yaml", "## Limits",
     ):  # fmt: skip
         assert fact in card, fact
+
+
+def test_a_card_says_what_installs_the_trainer(folder, monkeypatch):
+    monkeypatch.setattr(card_module, "public_source", lambda: "git+https://github.com/alice/nanogpt_hub@0123abc")
+    facts = {"data": {"source": {"kind": "file", "name": "my.txt"}}, "training": {"command": "nanogpt-hub train a"}}
+    card = make_card(folder, facts, "alice/tiny")
+    install = 'pip install "nanogpt-hub[train] @ git+https://github.com/alice/nanogpt_hub@0123abc"'
+    assert f"{install}\nnanogpt-hub train a\n" in card
+    assert "The text, `my.txt`, is not part of this repository" in card
 
 
 def test_a_card_without_facts_has_no_holes(folder):
@@ -128,6 +138,13 @@ def test_writing_again_keeps_words_and_keys(folder):
     assert "| this model | 1.2000 |" in again
     assert "1.4697" not in again
     path.unlink()
+
+
+@pytest.mark.parametrize("tags", ["one", {"a": 1}, [{"a": 1}, "one", None, ["x"]], 7])
+def test_tags_that_are_none_are_left_out(tags):
+    old = str(Readme({"tags": tags}, "words", "", "", ""))
+    data = Readme.parse(update_readme(old, {"tags": ["nanogpt_hub"]}, "block")).data
+    assert set(data["tags"]) - {"one"} == {"nanogpt_hub"}
 
 
 def test_what_an_earlier_run_claimed_goes_away(folder):

@@ -1,13 +1,12 @@
-"""The command `push` and its manners, and that each command which is printed can be run."""
+"""The command `push` and its manners."""
 
-import ast
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, make_model
+from helpers import make_model
 
 from nanogpt_hub import cli
 from nanogpt_hub.hub.background import Pusher
@@ -180,30 +179,3 @@ def test_what_a_person_measured_and_named_is_kept():
     assert Readme.parse(update_readme(old, {}, "a block")).data["model-index"] == index(theirs)
     claimed = update_readme("", {"base_model": "bob/base"}, "fine-tuned from [bob/base](x)")
     assert Readme.parse(update_readme(claimed, {}, "a block")).data == {}
-
-
-# ---- commands that are printed ---------------------------------------------------------------------------------------
-
-
-def printed_commands() -> list[str]:
-    """Each `nanogpt-hub ...` that a string of the code or the README holds, with words in place of values."""
-    found = []
-    for path in [*(ROOT / "nanogpt_hub").rglob("*.py"), *(ROOT / "train").glob("*.py")]:
-        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-        pieces = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
-        for node in (node for node in nodes if id(node) not in pieces):
-            parts = node.values if isinstance(node, ast.JoinedStr) else [node] if isinstance(node, ast.Constant) else []
-            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "VALUE" for part in parts)
-            found += re.findall(r"nanogpt-hub ([a-z]+ [^`\n;]*)", text)
-    return sorted({*found})
-
-
-def test_every_printed_command_is_one_that_there_is():
-    commands = printed_commands()
-    assert len(commands) > 5
-    parser = cli.build_parser()
-    for command in commands:
-        words = shlex.split(command.split(" (")[0].split(", or ")[0].rstrip(" .,"))
-        if words[0].isupper() or words[0] in ("writes", "loads", "only"):
-            continue
-        parser.parse_args(words)

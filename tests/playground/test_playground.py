@@ -16,6 +16,7 @@ from nanogpt_hub.checkpoint import CheckpointError, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
+from nanogpt_hub.lens import Inside
 from nanogpt_hub.playground import facts
 from nanogpt_hub.playground.continuation import Tree
 from nanogpt_hub.playground.links import link, pack, read_link, snippet, unpack
@@ -25,12 +26,13 @@ from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.playground.views import (
     MOST_STEPS,
     attention_view,
+    card_html,
+    experts_view,
     head_view,
     kept_steps,
     lens_view,
     next_tokens_view,
     pieces_view,
-    safe_markdown,
     training_view,
 )
 from nanogpt_hub.runs import MAX_POINTS, attention_file, attention_json, find_runs, read_run, run_of
@@ -39,16 +41,6 @@ from nanogpt_hub.runs import MAX_POINTS, attention_file, attention_json, find_ru
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "best")
-
-
-@pytest.fixture
-def playground(folder):
-    return Playground(ModelStore(str(folder)))
-
-
-@pytest.fixture
-def place(playground):
-    return playground.models.find()
 
 
 def write(playground, place, prompt="To be", **asked):
@@ -575,14 +567,48 @@ def test_views_hold_what_was_computed(playground, place):
     json.dumps([maps, lens_view(lens, inside), found], allow_nan=False)
 
 
+def test_experts_of_each_token_most_first():
+    assert experts_view(inside_with(None)) is None
+    shares = torch.tensor([[[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]])  # one layer, two tokens, three experts
+    view = experts_view(inside_with(shares))
+    assert view == {"tokens": ["a", "b"], "experts": 3,
+                    "rows": [{"name": "layer 1", "cells": [[[3, 0.75], [2, 0.25]], [[1, 1.0]]]}]}  # fmt: skip
+
+
+def inside_with(experts: torch.Tensor | None) -> Inside:
+    return Inside((1, 2), ("a", "b"), torch.zeros(1, 1, 2, 2), torch.zeros(2, 2, 4), experts)
+
+
 def test_cards_are_made_harmless():
-    pictures = "![p](http://evil/x.png) ![p][r]"
+    pictures = "![p](http://evil/x.png) ![p][r]\n\n[r]: http://evil/r.png"
     code = "`a<b`\n```\nif a < b:\n```\n"
-    safe = safe_markdown(f"---\nlicense: mit\n---\n# Title\n{HOSTILE} {pictures}\n{code}<!-- c -->")
-    assert "license" not in safe
-    assert "<" not in safe.replace("`a<b`", "").replace("if a < b:", "")
-    assert "![" not in safe
-    assert "evil" not in safe
+    shown = card_html(f"---\nlicense: mit\n---\n# Title\n{HOSTILE} {pictures}\n{code}<!-- c -->\n|a|\n|-|\n|b|\n")
+    assert "license" not in shown
+    assert {*re.findall(r"</?(\w+)", shown)} <= {*"h1 p em code pre table thead tbody tr th td".split()}
+    assert "<h1>Title</h1>" in shown
+    assert "<code>a&lt;b</code>" in shown
+    assert "if a &lt; b:" in shown
+    assert "<em>p</em> <em>p</em>" in shown
+    assert "evil" not in shown
+    assert "<!--" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\`<img src=x>`", "a ~~~<img src=x>~~~", "``a` <img src=x> `b``c", "<img\nsrc=x>", "    <img src=x>",
+        "- <img src=x>", "<script>\n\n![a](http://evil/x.png)\n</script>", "a\n\n\n> b\n\n\n1. c\n\n   d",
+        "<IMG SRC=x>", "[a](javascript:alert(1))", "[a](data:text/html,x)", "<javascript:alert(1)>",
+        "<!-- --><img src=x>", "![a](http://evil/x.png", "<style>*{}</style>", "[a]: javascript:alert(1)\n\n[a]",
+        '[a](http://b "<img src=x>")',
+    ],
+)  # fmt: skip
+def test_no_card_brings_a_picture_or_a_program(text):
+    made = card_html(text)
+    assert "\n\n" not in re.sub(r"<pre>.*?</pre>", "pre", made, flags=re.DOTALL)
+    shown = re.sub(r'<a href="http[^"<>]*"( title="[^"<>]*")?>', "<a>", made)
+    tags = "p em code pre ul ol li a blockquote".split()
+    assert {*re.findall(r"<[^>]*>", shown)} <= {f"<{slash}{tag}>" for slash in ("", "/") for tag in tags}
 
 
 def test_model_tab(playground, place, folder):

@@ -21,16 +21,6 @@ def folder(tmp_path_factory):
     return make_chat_model(tmp_path_factory.mktemp("talks") / "best")
 
 
-@pytest.fixture
-def playground(folder):
-    return Playground(ModelStore(str(folder)))
-
-
-@pytest.fixture
-def place(playground):
-    return playground.models.find()
-
-
 def spoken(playground, place, *texts, system="", talk=None, **asked):
     talk = talk or Talk()
     for text in texts:

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 
 import pytest
 import yaml
@@ -53,13 +52,6 @@ def test_what_is_taken_is_plain_and_names_no_file(tmp_path):
         )
     )
     assert taken == {"seed": 1}
-
-
-@pytest.fixture
-def text(tmp_path) -> Path:
-    path = tmp_path / "fox.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 @pytest.fixture

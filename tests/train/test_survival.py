@@ -32,13 +32,6 @@ TINY = (
 ).split()
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "fox.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _cheap(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -192,12 +185,20 @@ def test_killed_before_the_first_state_stands_the_same_command_begins_again(plac
     assert weights(out) == weights(whole)
 
 
-def test_a_finished_run_gets_its_last_model_back(whole, text, tmp_path):
+def test_a_finished_run_gets_its_last_model_back_and_loses_states_that_nothing_names(whole, text, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     shutil.rmtree(out / "last")
+    shutil.copy(next((out / "state").glob("model-*")), out / "state" / "model-00000001.safetensors")
     assert run(text, out) == 0
     assert weights(out) == weights(whole)
+    assert {path.name for path in (out / "state").iterdir()} == {path.name for path in (whole / "state").iterdir()}
+
+
+def test_a_loss_curve_that_is_missing_is_drawn_when_the_run_goes_on(half, text):
+    (half / "loss.png").unlink()
+    assert run(text, half, "--eval.interval", "100") == 0
+    assert (half / "loss.png").stat().st_size > 0
 
 
 def test_best_is_not_silently_replaced_and_may_be_deleted(half, text, capsys):

@@ -112,3 +112,9 @@ def test_every_setting_can_say_what_it_takes():
     for name, kind in kinds(TrainConfig).items():
         assert "class" not in allowed(kind), name
         assert "typing" not in allowed(kind), name
+
+
+def test_every_setting_has_its_help(parser):
+    help_of = {name: parser._option_string_actions[f"--{name}"].help for name in kinds(TrainConfig)}
+    assert [name for name, text in help_of.items() if not text] == []
+    assert help_of["precision"].startswith("auto takes bf16 or fp16 only where")

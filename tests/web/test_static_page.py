@@ -3,9 +3,7 @@
 import functools
 import http.server
 import json
-import os
 import re
-import shutil
 import threading
 from urllib.parse import urlsplit
 
@@ -18,23 +16,9 @@ from nanogpt_hub.generate import generate
 from nanogpt_hub.serve import PageServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 WAIT = 120_000  # milliseconds; a loaded machine is slow
 expect = playwright.expect
 expect.set_options(timeout=WAIT)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as p:
-        if path is None and not os.path.exists(p.chromium.executable_path):
-            pytest.skip("no chromium is installed: apt-get install chromium, or playwright install chromium")
-        browser = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def sample_of(step):
