@@ -33,9 +33,10 @@ from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.installed import PACKAGE, part, shown
 from nanogpt_hub.readable import flatten
+from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import open_source
 
-from .report import METRICS, read_metrics
+from .report import read_metrics
 
 PROG = f"python -m {__package__}.speedrun"  # as it is typed; `nanogpt-hub` gives its own
 SEEDS = (1, 2, 3)
