@@ -19,7 +19,7 @@ from nanogpt_hub.installed import EXTRAS, MissingPackagesError, how_to_get, load
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
-PRESETS = ("nanogpt", "gpt2", "pythia", "llama", "nanochat")  # as in model.py, which imports torch
+PRESETS = ("nanogpt", "gpt2", "pythia", "llama", "mixtral", "nanochat")  # as in model.py, which imports torch
 GGUF_KINDS = ("f32", "f16", "q8_0")  # as in exporters/gguf.py
 SMALL_VOCABULARIES = {"1m": 256, "10m": 256, "30m": 16384}  # what the small sizes are usually trained with
 GPT2_VOCABULARY = 50304  # 50257, padded to a multiple of 64
@@ -313,6 +313,7 @@ def add_trainer(commands) -> None:
         ("train", "Trains a GPT: CONFIG or --data.source FILE, then [--option value ...].", "train.pretrain"),
         ("finetune", "Goes on from a model: --from PATH --data.source FILE [--option value ...].", "train.finetune"),
         ("prepare", "Tokenises the text of a run ahead of it, by the words of train.", "train.prepare"),
+        ("jobs", "Trains on a machine of Hugging Face: CONFIG --flavor t4-small --hub.repo_id you/name.", "train.jobs"),
         ("plan", "What a run will cost: memory, tokens, time, price; --devices 8xH100.", "train.cost"),
     ):
         add_handed_over(commands, name, text, module, "train")

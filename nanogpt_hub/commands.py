@@ -39,7 +39,7 @@ from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.select import engine_setting, open_engine, preparation
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.exporters.gguf import export_gguf
-from nanogpt_hub.families import empty_model, match_tensors
+from nanogpt_hub.families import FAMILIES, empty_model, match_tensors
 from nanogpt_hub.files import sha256_of
 from nanogpt_hub.generate import encode_prompt, stream_tokens
 from nanogpt_hub.generate import generate as generate_texts
@@ -324,7 +324,7 @@ def core(args: argparse.Namespace) -> None:
     print(f"model.py     {'edited: ' + ', '.join(found.changed) if found.changed else 'unedited'}")
     print(f"core         {found.fingerprint}")
     own = f"nanogpt_hub, with model.py as {CORE_FILE}; Transformers cannot load it"
-    print(f"saved as     {own if found.changed else 'gpt2, gpt_neox, llama, nanochat, where one fits'}")
+    print(f"saved as     {own if found.changed else ', '.join(FAMILIES) + ', where one fits'}")
     given, broken = dict(field_of(text) for text in args.fields), 0
     for preset in [args.preset] if args.preset else PRESETS:
         wrong = faults(GPTConfig.preset(preset, "1m", **given))

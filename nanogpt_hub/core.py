@@ -10,9 +10,11 @@ elsewhere in a model, a `forward` set on one module. Not noticed are hooks, cons
 replaced `CausalSelfAttention.attend`, and what PyTorch itself computes.
 """
 
+import contextlib
 import functools
 import inspect
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from types import CodeType
 from typing import Any, NamedTuple, cast
@@ -23,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
 from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parse, parts, total
-from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache
+from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache, MixtureOfExperts
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
 LIBRARIES = {"torch", "peft", "nanogpt_hub"}  # whose modules are no change of the core
@@ -172,6 +174,26 @@ def _tree_text(text: str) -> str:
 def blocks_of(model: GPT) -> list[Block]:
     """The blocks of a model, first to last. (An nn.ModuleList does not tell a type checker what it holds.)"""
     return [cast(Block, block) for block in model.h]
+
+
+def mixtures_of(model: nn.Module) -> list[MixtureOfExperts]:
+    """The mixtures of experts in a model, first to last; none in a dense one."""
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+
+
+@contextlib.contextmanager
+def watch_routers(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, each pass of the model appends its routers' logits, a tensor (N, E) for each mixture, to a list."""
+    seen: list[Tensor] = []
+    hooks = [
+        mixture.router.register_forward_hook(lambda _, args, logits: seen.append(logits))
+        for mixture in mixtures_of(model)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

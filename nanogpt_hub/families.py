@@ -1,4 +1,4 @@
-"""Two-way tables between our core and the families that Transformers has: gpt2, gpt_neox, llama, nanochat.
+"""Two-way tables between our core and the families that Transformers has: gpt2, gpt_neox, llama, mixtral, nanochat.
 
 Pure functions on dictionaries; files are checkpoint.py's business. What a config says decides what is written:
 
@@ -11,6 +11,10 @@ whatever its config says: `config_to_hf` is then given that core, and the tensor
 
 A family may always store a parameter that our config leaves out (GPT-2 has a bias everywhere). It is then written as
 zeros (norm weights: ones) and declared absent by a key that Transformers ignores, such as `"mlp_bias": false`.
+
+nanochat is what Transformers calls so (NanoChatForCausalLM): karpathy's nanochat as it was at first. His repository has
+gone on: a smear gate, value embeddings and scalars on the residual stream, which neither Transformers nor our core has.
+Checkpoints of today's nanochat are none of this family; their tensors are refused by name.
 
 Adding a family: one entry in FAMILIES, a parity test, and where its tensor layout is new, `split_tensor` and
 `join_tensors`.
@@ -38,7 +42,7 @@ class Family:
     """One stock model type: what it can express, how it spells our fields, what it calls our tensors."""
 
     architecture: str
-    only: dict[str, tuple]  # our field -> the values that the family has; fields not named are free
+    only: dict[str, tuple | range]  # our field -> the values that the family has; fields not named are free
     stored: tuple[str, ...]  # our fields whose parameters the family stores even where we have none
     keys: dict[str, tuple[str, ...]]  # our field -> their keys; all are written, the first one present is read
     rope_keys: dict[str, str]  # our field -> its spelling before Transformers 5
@@ -48,13 +52,16 @@ class Family:
     # split: q, k, v are three tensors; turned: and the halves of each q and k head are exchanged (see swap_halves)
     prefix: str  # of all tensors but the head; files made by the bare model lack it
     head: str  # their name of lm_head
-    names: dict[str, tuple[str, ...]]  # our module -> theirs, * for the layer; several: our rows, one after the other
+    names: dict[str, tuple[str, ...]]  # our module -> theirs, * for the layer, then the expert; several: our rows, one
+    # after the other
     keeps_head: bool = False  # a tied head is stored too: converters to other formats look for it
 
 
 GELUS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu2": "relu2", "gelu_pytorch_tanh": "gelu_tanh",
          "gelu_fast": "gelu_tanh", "gelu_python": "gelu"}  # fmt: skip
+DENSE = dict(n_expert=(0,))
 PLAIN = dict(qk_norm=(False,), embd_norm=(False,), logit_softcap=(0.0,))
+MOST_EXPERTS = 1024
 SHAPE_KEYS = dict(
     vocab_size=("vocab_size",), block_size=("max_position_embeddings",), n_layer=("num_hidden_layers",),
     n_head=("num_attention_heads",), n_embd=("hidden_size",), n_inner=("intermediate_size",),
@@ -70,7 +77,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
         only=dict(position=("learned",), norm=("layer",), activation=("gelu", "gelu_tanh", "relu2"),
-                  parallel_residual=(False,), **PLAIN),
+                  parallel_residual=(False,), **DENSE, **PLAIN),
         stored=("attn_bias", "mlp_bias", "norm_weight", "norm_bias"),
         keys=dict(
             vocab_size=("vocab_size",), block_size=("n_positions", "n_ctx"), n_layer=("n_layer",), n_head=("n_head",),
@@ -93,7 +100,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         architecture="GPTNeoXForCausalLM",
-        only=dict(position=("rotary",), norm=("layer",), activation=("gelu", "gelu_tanh", "relu2"), **PLAIN),
+        only=dict(position=("rotary",), norm=("layer",), activation=("gelu", "gelu_tanh", "relu2"), **DENSE,
+                  **PLAIN),
         stored=("mlp_bias", "norm_weight", "norm_bias"),
         keys=dict(
             **SHAPE_KEYS, norm_eps=("layer_norm_eps",), parallel_residual=("use_parallel_residual",),
@@ -123,7 +131,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         architecture="LlamaForCausalLM",
         only=dict(position=("rotary",), rotary_fraction=(1.0,), norm=("rms",), norm_bias=(False,),
-                  activation=("swiglu",), parallel_residual=(False,), **PLAIN),
+                  activation=("swiglu",), parallel_residual=(False,), **DENSE, **PLAIN),
         stored=("norm_weight",),
         keys=dict(
             **SHAPE_KEYS, n_kv_head=("num_key_value_heads",), norm_eps=("rms_norm_eps",), mlp_bias=("mlp_bias",),
@@ -146,11 +154,42 @@ FAMILIES: dict[str, Family] = {
             "ln_f": ("norm",),
         },
     ),
+    "mixtral": Family(
+        architecture="MixtralForCausalLM",
+        only=dict(position=("rotary",), rotary_fraction=(1.0,), norm=("rms",), norm_bias=(False,),
+                  activation=("swiglu",), attn_bias=(False,), mlp_bias=(False,), parallel_residual=(False,),
+                  n_expert=range(1, MOST_EXPERTS + 1), **PLAIN),
+        stored=("norm_weight",),
+        keys=dict(
+            **{name: keys for name, keys in SHAPE_KEYS.items() if name != "attn_bias"},
+            n_kv_head=("num_key_value_heads",), norm_eps=("rms_norm_eps",), norm_weight=("norm_weight",),
+            dropout=("attention_dropout",), n_expert=("num_local_experts",), n_expert_per_tok=("num_experts_per_tok",),
+            router_aux_loss_coef=("router_aux_loss_coef",),
+        ),
+        rope_keys=dict(rope_theta="rope_theta"),
+        missing=dict(vocab_size=32000, block_size=131072, n_layer=32, n_head=32, n_kv_head=8, n_embd=4096,
+                     n_inner=14336, norm_eps=1e-5, activation="silu", tie_word_embeddings=False, rope_theta=1e6,
+                     n_expert=8, n_expert_per_tok=2, router_aux_loss_coef=0.001),
+        activations={"silu": "swiglu", "swish": "swiglu"},
+        layout="split",
+        prefix="model.",
+        head="lm_head",
+        names={
+            **LLAMA_NAMES,
+            "h.*.ln_1": ("layers.*.input_layernorm",),
+            "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+            "h.*.mlp.router": ("layers.*.block_sparse_moe.gate",),
+            "h.*.mlp.experts.*.c_gate": ("layers.*.block_sparse_moe.experts.*.w1",),
+            "h.*.mlp.experts.*.c_proj": ("layers.*.block_sparse_moe.experts.*.w2",),
+            "h.*.mlp.experts.*.c_fc": ("layers.*.block_sparse_moe.experts.*.w3",),
+            "ln_f": ("norm",),
+        },
+    ),
     "nanochat": Family(
         architecture="NanoChatForCausalLM",
         only=dict(position=("rotary",), rotary_fraction=(1.0,), norm=("rms",), norm_weight=(False,),
                   norm_bias=(False,), activation=("relu2", "gelu", "gelu_tanh"), mlp_bias=(False,),
-                  parallel_residual=(False,), qk_norm=(True,), embd_norm=(True,)),
+                  parallel_residual=(False,), qk_norm=(True,), embd_norm=(True,), **DENSE),
         stored=(),
         keys=dict(
             **SHAPE_KEYS, n_kv_head=("num_key_value_heads",), norm_eps=("rms_norm_eps",),
@@ -183,10 +222,12 @@ HARMLESS: dict[str, tuple] = {
 LIMITS: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 10_000_000), "block_size": (1, 16_777_216), "n_layer": (1, 1000), "n_head": (1, 65_536),
     "n_kv_head": (0, 65_536), "n_embd": (1, 65_536), "n_inner": (0, 1_048_576), "rope_theta": (1e-3, 1e12),
+    "n_expert": (0, MOST_EXPERTS), "n_expert_per_tok": (1, MOST_EXPERTS), "router_aux_loss_coef": (0.0, 1e6),
     "rotary_fraction": (0.0, 1.0), "norm_eps": (1e-30, 1.0), "logit_softcap": (0.0, 1e6), "dropout": (0.0, 1.0),
 }  # fmt: skip
 ANY_NUMBER = (-1e12, 1e12)  # of a field that an edited core adds
 MAX_PARAMETERS = 10**12
+LATER_NANOCHAT = re.compile(r"(^|[._])(smear\w*|value_embeds|ve_gate|resid_lambdas|x0_lambdas|backout_lambda)([._]|$)")
 BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 
@@ -278,6 +319,8 @@ def config_from_hf(content: Mapping[str, Any]) -> GPTConfig:
         )
     values["activation"] = family.activations[activation]
     config = _checked_config(values, {name: keys[0] for name, keys in family.keys.items()})
+    if asked := _obstacles(family, config):
+        raise ValueError(f"config.json asks for {' and '.join(asked)}, which no {model_type} has")
     if content.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
             f"head_dim is {show(content['head_dim'])}; this project has heads of hidden_size / num_attention_heads, "
@@ -344,7 +387,8 @@ def _checked_config(values: dict[str, Any], spelled: dict[str, str]) -> GPTConfi
         if hints[name] is float:
             values[name] = float(value)
     config = GPTConfig(**values)
-    size = config.vocab_size * config.n_embd + config.n_layer * config.n_embd * (4 * config.n_embd + config.ffn_width)
+    wide = max(1, config.n_expert) * config.ffn_width
+    size = config.vocab_size * config.n_embd + config.n_layer * config.n_embd * (4 * config.n_embd + wide)
     if size > MAX_PARAMETERS:
         raise ValueError(f"the config asks for {size:.1e} parameters; at most {MAX_PARAMETERS:.0e} are loaded")
     # 0 stands for the usual, so that a config equals itself after a round trip
@@ -476,9 +520,8 @@ def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape], model_type: st
         full = _full_name(family, name)
         wanted = expected.get(full, optional.get(full))
         if wanted is None or full in found:
-            raise ValueError(
-                f"tensor {show(name)} is {'there twice' if wanted else 'not part of the model in config.json'}"
-            )
+            what = "there twice" if wanted else f"not part of the model in config.json{later_nanochat(name)}"
+            raise ValueError(f"tensor {show(name)} is {what}")
         if tuple(shape) != wanted:
             raise ValueError(f"tensor {show(name)} has shape {list(shape)}; config.json asks for {list(wanted)}")
         found[full] = name
@@ -487,6 +530,16 @@ def match_tensors(config: GPTConfig, shapes: Mapping[str, Shape], model_type: st
         more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
         raise ValueError(f"tensor {lacking[0]!r}{more} is missing from the weights")
     return found
+
+
+def later_nanochat(name: str) -> str:
+    """What to add where a tensor that is refused is one that karpathy's nanochat has, and Transformers' has not."""
+    if not LATER_NANOCHAT.search(name):
+        return ""
+    return (
+        "; it is of karpathy's nanochat as it is today (smear gate, value embeddings, scalars on the residual stream), "
+        "which is not what Transformers calls nanochat and is not computed here"
+    )
 
 
 def is_buffer(name: str) -> bool:
@@ -510,18 +563,19 @@ def _stored_shapes(config: GPTConfig, family: Family) -> Mapping[str, Shape]:
 
 
 def _module(name: str) -> str:
-    """h.3.mlp.c_fc.weight -> h.*.mlp.c_fc"""
+    """h.3.mlp.c_fc.weight -> h.*.mlp.c_fc, h.3.mlp.experts.0.c_fc.weight -> h.*.mlp.experts.*.c_fc"""
     return re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0]
 
 
 def _their_names(family: Family, name: str) -> list[str]:
     """The family's names of our tensor `name`, in the order in which its rows are split."""
-    layer = "".join(re.findall(r"\d+", name)[:1])
     module, kind = _module(name), name.rpartition(".")[2]
     if module not in family.names:
         raise ValueError(f"{family.architecture} has no such parameter as {name}, which the edited model.py has")
     prefix = "" if module == "lm_head" else family.prefix
-    return [f"{prefix}{theirs.replace('*', layer)}.{kind}" for theirs in family.names[module]]
+    numbers = re.findall(r"\.(\d+)(?=\.)", name)  # of the layer, and of the expert where there is one
+    spelled = [theirs.replace("*", "{}").format(*numbers) for theirs in family.names[module]]
+    return [f"{prefix}{theirs}.{kind}" for theirs in spelled]
 
 
 def split_tensor(config: GPTConfig, family: Family, module: str, tensor: Tensor) -> list[Tensor]:

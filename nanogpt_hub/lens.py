@@ -9,7 +9,7 @@ All functions leave the model in the mode in which it was, and change nothing in
 threads may share it. What they return is on the CPU. Ids beyond the tokenizer's vocabulary have no text and no part in
 any distribution, as when generating. Entropies, divergences and surprise are in bits.
 
-Shape legend:  T tokens   V vocab_size   L n_layer   H n_head   D head_dim   C n_embd
+Shape legend:  T tokens   V vocab_size   L n_layer   H n_head   D head_dim   C n_embd   E n_expert
 """
 
 import copy
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanogpt_hub.core import blocks_of
+from nanogpt_hub.core import blocks_of, mixtures_of, watch_routers
 from nanogpt_hub.generate import check_ids, encode_prompt, inference, window_start
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig, sampler_stages, seen_tokens, usable_logits
@@ -227,6 +227,8 @@ class Inside:
     tokens: tuple[str, ...]  # the same for display
     attention: Tensor  # (L, H, T, T) float32: row t is how token t spreads its attention over tokens 0 to t; sums to 1
     residual: Tensor  # (L + 1, T, C): the embeddings, then the residual stream after each block, in the model's dtype
+    experts: Tensor | None = None  # (L, T, E) float32, of a mixture of experts: how much a token takes of each, 0 for
+    # those that its router did not choose; sums to 1
 
 
 def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 64) -> Inside:
@@ -238,17 +240,18 @@ def look_inside(model: GPT, tokenizer: Tokenizer, text: str, max_tokens: int = 6
     ids = _encode(tokenizer, text, min(max_tokens, model.config.block_size))
     _check_text(model, ids, least=1)
     with inference(model):
-        _, stream, maps = _record_checked(model, torch.tensor([ids], device=model.wte.weight.device))
-    attention, residual = torch.cat(maps).cpu(), torch.cat(stream).cpu()
-    return Inside(tuple(ids), tuple(map(tokenizer.token_str, ids)), attention, residual)
+        seen = _record_checked(model, torch.tensor([ids], device=model.wte.weight.device))
+    experts = torch.stack(seen.experts).cpu() if seen.experts else None
+    tokens = tuple(map(tokenizer.token_str, ids))
+    return Inside(tuple(ids), tokens, torch.cat(seen.maps).cpu(), torch.cat(seen.stream).cpu(), experts)
 
 
 def attention_maps(model: GPT, ids: Sequence[int]) -> Tensor:
     """All attention maps (L, H, T, T) of one pass over T ids, as `Inside` has them. ValueError as `look_inside`."""
     _check_text(model, ids, least=1)
     with inference(model):
-        _, _, maps = _record_checked(model, torch.tensor([list(ids)], device=model.wte.weight.device))
-    return torch.cat(maps).cpu()
+        seen = _record_checked(model, torch.tensor([list(ids)], device=model.wte.weight.device))
+    return torch.cat(seen.maps).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,25 +272,33 @@ def look_at_end(model: GPT, tokenizer: Tokenizer, ids: Sequence[int]) -> Positio
     vocab = _vocab(model, tokenizer)
     with inference(model):
         idx = torch.tensor([list(ids)], device=model.wte.weight.device)
-        hidden, stream, maps = _record_checked(model, idx, last=True)
-        logits = _logits(model, hidden[0, -1:], vocab)[0]  # (V,)
-        depths = torch.cat([_read(model, x[0, -1:], vocab) for x in stream])
-    return Position(logits.cpu(), torch.stack([weights[0, :, 0] for weights in maps]).cpu(), depths.cpu())
+        seen = _record_checked(model, idx, last=True)
+        logits = _logits(model, seen.hidden[0, -1:], vocab)[0]  # (V,)
+        depths = torch.cat([_read(model, x[0, -1:], vocab) for x in seen.stream])
+    return Position(logits.cpu(), torch.stack([weights[0, :, 0] for weights in seen.maps]).cpu(), depths.cpu())
 
 
-def _record_checked(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+class Recorded(NamedTuple):
+    """What a pass over idx (1, T) computed on the way."""
+
+    hidden: Tensor  # (1, T, C): what the head reads
+    stream: list[Tensor]  # (1, T, C) before the first and after each block
+    maps: list[Tensor]  # of each block: attention's weights (1, H, T, T), or those of the last token, (1, H, 1, T)
+    experts: list[Tensor]  # of each mixture of experts: how much each token takes of each expert, (T, E)
+
+
+def _record_checked(model: GPT, idx: Tensor, last: bool = False) -> Recorded:
     """`_record`, or ValueError for an edited model in which the lens would show something else than what it means."""
-    hidden, stream, maps = _record(model, idx, last)
-    if len(stream) == 1 or not torch.allclose(model.ln_f(stream[-1]), hidden, equal_nan=True):
+    seen = _record(model, idx, last)
+    if len(seen.stream) == 1 or not torch.allclose(model.ln_f(seen.stream[-1]), seen.hidden, equal_nan=True):
         raise ValueError(f"{EDITED}: its output is not the last norm of what the blocks have left in the stream")
-    if len(maps) != len(stream) - 1:
+    if len(seen.maps) != len(seen.stream) - 1:
         raise ValueError(f"{EDITED}: its blocks do not call `attend` once each, where the lens reads attention")
-    return hidden, stream, maps
+    return seen
 
 
-def _record(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """`model.hidden(idx)` for idx (1, T), the stream before the first and after each block, and attention's weights
-    (1, H, T, T); with `last` only those of the last token, (1, H, 1, T).
+def _record(model: GPT, idx: Tensor, last: bool = False) -> Recorded:
+    """`model.hidden(idx)` for idx (1, T), and what is computed on the way; with `last` only the last token's attention.
 
     Recorded while model.py computes, so that an edited one is shown as it is. The pass goes through copies of the
     modules, which share the weights: other threads may be using the model itself.
@@ -300,7 +311,18 @@ def _record(model: GPT, idx: Tensor, last: bool = False) -> tuple[Tensor, list[T
     for block in blocks_of(watched):
         block.register_forward_hook(lambda _, args, x: stream.append(x))
         block.attn.attend = functools.partial(_recording_attend, block.attn.attend, maps, last)
-    return watched.hidden(idx), stream, maps
+    with watch_routers(watched) as routed:
+        hidden = watched.hidden(idx)
+    mixtures = mixtures_of(watched)
+    known = len(routed) == len(mixtures)  # an edited model.py may have other uses for a router
+    pairs = zip(mixtures, routed, strict=True) if known else ()
+    return Recorded(hidden, stream, maps, [_shares(mixture.choose(logits), logits) for mixture, logits in pairs])
+
+
+def _shares(choice: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
+    """How much each token takes of each expert, (T, E), from the weights and numbers (T, k) of those it takes."""
+    weights, chosen = choice
+    return torch.zeros_like(logits, dtype=weights.dtype).scatter_(-1, chosen, weights)
 
 
 def _recording_attend(

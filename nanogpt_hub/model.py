@@ -1,14 +1,14 @@
 """The core: a GPT in one file, from token ids to logits, read top to bottom.
 
-One set of declared fields (`GPTConfig`) covers the four lineages GPT-2, GPT-NeoX/Pythia, Llama and nanochat, and the
-rotary nanoGPT in between. To build one and look at its loss before any training (about ln(vocab_size)):
+One set of declared fields (`GPTConfig`) covers the lineages GPT-2, GPT-NeoX/Pythia, Llama, Mixtral and nanochat, and
+the rotary nanoGPT in between. To build one and look at its loss before any training (about ln(vocab_size)):
 
     model = GPT(GPTConfig.preset("nanogpt", size="10m", vocab_size=65))
     logits, loss = model(idx, targets)
 
 Shape legend, used in every comment of this file:
     B batch   T tokens of this call   S tokens seen so far, the cached ones included   C n_embd
-    H n_head  G key/value heads       D head_dim = C / H                                V vocab_size
+    H n_head  G key/value heads       D head_dim = C / H   E n_expert                   V vocab_size
 """
 
 import math
@@ -19,6 +19,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanogpt_hub.initialisation import init_weights
 
 IGNORE_INDEX = -100  # a target with this value carries no loss (padding, masked prompts)
 
@@ -44,6 +46,9 @@ class GPTConfig:
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"  # exact, GPT-2's; arXiv:2109.08668, 2002.05202
     attn_bias: bool = True  # biases in the linear layers of attention
     mlp_bias: bool = True  # biases in the linear layers of the feed-forward
+    n_expert: int = 0  # feed-forwards of a block, of which a token takes a few (arXiv:2401.04088); 0 means a single one
+    n_expert_per_tok: int = 2  # how many of them a token takes
+    router_aux_loss_coef: float = 0.01  # weight of the loss that spreads tokens over them evenly, in training only
     parallel_residual: bool = False  # attention and feed-forward read the same input (NeoX), not one after the other
     qk_norm: bool = False  # RMS-normalise queries and keys (arXiv:2010.04245)
     embd_norm: bool = False  # normalise the embeddings before the first block
@@ -65,8 +70,8 @@ class GPTConfig:
             value, allowed = getattr(self, name), get_args(kind)
             if allowed and value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-            least = 0 if name in ("n_kv_head", "n_inner") else 1
-            if kind is int and value < least:
+            least = 1 if kind is int and name not in ("n_kv_head", "n_inner", "n_expert") else 0
+            if kind in (int, float) and not value >= least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         rotated = self.head_dim * self.rotary_fraction
         for holds, message in (
@@ -79,7 +84,7 @@ class GPTConfig:
              "norm_bias needs norm=layer with norm_weight; set norm_bias to false"),
             (0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)"),
             (self.rope_theta > 0 and self.norm_eps > 0, "rope_theta and norm_eps must be above 0"),
-            (self.logit_softcap >= 0, f"logit_softcap is {self.logit_softcap}; give a cap above 0, or 0 for none"),
+            (self.n_expert_per_tok <= (self.n_expert or math.inf), f"n_expert_per_tok > n_expert ({self.n_expert})"),
         ):  # fmt: skip
             if not holds:
                 raise ValueError(message)
@@ -104,6 +109,8 @@ PRESETS: dict[str, dict] = {  # what differs from the defaults above, which are 
     "pythia": dict(rotary_fraction=0.25, parallel_residual=True, tie_word_embeddings=False, init="neox"),
     "llama": dict(norm="rms", norm_bias=False, activation="swiglu", attn_bias=False, mlp_bias=False,
                   tie_word_embeddings=False),
+    "mixtral": dict(norm="rms", norm_bias=False, activation="swiglu", attn_bias=False, mlp_bias=False,
+                    tie_word_embeddings=False, n_expert=8),
     "nanochat": dict(norm="rms", norm_weight=False, norm_bias=False, norm_eps=1e-6, activation="relu2",
                      attn_bias=False, mlp_bias=False, qk_norm=True, embd_norm=True, tie_word_embeddings=False,
                      logit_softcap=15.0, init="nanochat"),
@@ -207,8 +214,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        B, T, C = x.shape
-        cfg = self.config
+        (B, T, C), cfg = x.shape, self.config
         qkv = self.c_attn(x).view(B, T, -1, cfg.head_dim)  # (B, T, H+2G, D)
         q, k, v = qkv.split((cfg.n_head, cfg.kv_heads, cfg.kv_heads), dim=2)
         if context.rope is not None:
@@ -247,6 +253,30 @@ class MLP(nn.Module):
         return self.resid_dropout(self.c_proj(h))
 
 
+class MixtureOfExperts(nn.Module):
+    """Several feed-forwards: a token takes the weighted mean of the few that the router chooses (arXiv:2401.04088)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.k = config.n_expert_per_tok
+        self.router = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.experts = nn.ModuleList(MLP(config) for _ in range(config.n_expert))  # in training all get a gradient
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights and the numbers, (N, k) each, of the experts that logits (N, E) of the router choose."""
+        weights, chosen = logits.float().softmax(-1).topk(self.k, dim=-1)
+        return weights / weights.sum(-1, keepdim=True), chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)  # (N, C), N = B * T
+        weights, chosen = self.choose(self.router(tokens))
+        order = chosen.flatten().argsort(stable=True)  # the N * k choices, expert by expert
+        parts = tokens[order // self.k].split(torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist())
+        y = torch.cat([f(part) for f, part in zip(self.experts, parts, strict=True) if self.training or len(part)])
+        y = y[order.argsort()].unflatten(0, chosen.shape)  # (N, k, C), in the order of the tokens again
+        return (weights.to(y.dtype)[..., None] * y).sum(1).view(x.shape)
+
+
 class Block(nn.Module):
     """Communicate, then think: attention and feed-forward, each a branch added to the residual stream."""
 
@@ -256,7 +286,7 @@ class Block(nn.Module):
         self.ln_1 = Norm(config)
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = Norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MixtureOfExperts(config) if config.n_expert else MLP(config)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if self.parallel:
@@ -297,8 +327,7 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """The residual stream (B, T, C) after the last norm: what the head reads."""
-        T = idx.size(1)
-        x = self.wte(idx)  # (B, T, C)
+        x, T = self.wte(idx), idx.size(1)  # (B, T, C)
         context = Context(self.config, T, idx.device, x.dtype, kv_cache)
         if self.wpe is not None:
             x = x + self.wpe(context.positions)
@@ -319,32 +348,3 @@ class GPT(nn.Module):
         n = sum(p.numel() for p in self.parameters())
         tables = [self.wpe] if self.config.tie_word_embeddings else [self.wpe, self.wte]
         return n if embeddings else n - sum(table.weight.numel() for table in tables if table is not None)
-
-
-@torch.no_grad()
-def init_weights(model: GPT) -> None:
-    """Draws fresh weights the way the config's lineage does. Norms start at one, biases at zero.
-
-    gpt2: normal 0.02, the projections into the residual stream smaller by sqrt(2 n_layer), so that the stream's
-    variance does not grow with depth. neox: sqrt(2 / (5 C)) and, into the stream, 2 / (n_layer sqrt(C)) (GPT-NeoX's
-    small_init and wang_init). nanochat: uniform with variance 1/C; output projections and head zero, so that the
-    untrained model is the identity and its loss exactly ln(V); the embedding normal with variance 1.
-    """
-    cfg = model.config
-    C, L = cfg.n_embd, cfg.n_layer
-    std, proj_std = {
-        "gpt2": (0.02, 0.02 / math.sqrt(2 * L)),
-        "neox": (math.sqrt(2 / (5 * C)), 2 / (L * math.sqrt(C))),
-        "nanochat": (1 / math.sqrt(C), 0.0),
-    }[cfg.init]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            into_stream = name.endswith("c_proj") or (name == "lm_head" and cfg.init == "nanochat")
-            if cfg.init == "nanochat" and not into_stream:
-                nn.init.uniform_(module.weight, -math.sqrt(3) * std, math.sqrt(3) * std)
-            else:
-                nn.init.normal_(module.weight, 0.0, proj_std if into_stream else std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, 0.0, 1.0 if cfg.init == "nanochat" and not cfg.tie_word_embeddings else std)

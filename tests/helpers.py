@@ -18,9 +18,11 @@ from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}</script>"
 TEXT = "To be, or not to be: that is the question.\n" + HOSTILE
-# Presets and overrides that together take every way through the core.
-VARIANTS = [*((name, {}) for name in PRESETS), ("llama", {"n_kv_head": 2}), ("nanochat", {"rotary_fraction": 0.5}),
-            ("nanochat", {"n_kv_head": 1, "norm_weight": True}), ("gpt2", {"embd_norm": True})]  # fmt: skip
+# Presets and overrides that together take every way through the core; DENSE is what the fast decoders know.
+DENSE = [*((name, {}) for name in PRESETS if name != "mixtral"), ("llama", {"n_kv_head": 2}),
+         ("nanochat", {"rotary_fraction": 0.5}), ("nanochat", {"n_kv_head": 1, "norm_weight": True}),
+         ("gpt2", {"embd_norm": True})]  # fmt: skip
+VARIANTS = [*DENSE, ("mixtral", {}), ("gpt2", {"n_expert": 3, "n_expert_per_tok": 1})]
 
 
 def make_model(folder: Path, seed: int = 0, text: str = TEXT, **config) -> Path:

@@ -146,7 +146,7 @@ class Request:
 
 Response = tuple[int, dict[str, str], bytes]
 ROUTES: list[tuple[str, re.Pattern, Callable]] = []
-REPO = r"/api/(?P<kind>models|spaces)/(?P<repo_id>[^/]+/[^/]+)"
+REPO = r"/api/(?P<kind>models|spaces|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 
 
 def route(method: str, pattern: str):
@@ -182,6 +182,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.corrupt: set[str] = set()  # paths of which a byte flips on the way
+        self.jobs: list[dict] = []  # as they were asked for, newest last
         self.renamed: dict[str, str] = {}  # old name of a repo -> the name that it has now
 
     def add_user(self, name: str, token: str, orgs: tuple[str, ...] = (), role: str = "write") -> User:
@@ -451,6 +452,19 @@ def space_setting(hub: HubServer, request: Request, repo_id: str, what: str) -> 
         return answer({"stage": "BUILDING", "hardware": {"current": None, "requested": asked["flavor"]}})
     settings[what][asked["key"]] = asked["value"]
     return answer({key: {"value": value} for key, value in settings["variables"].items()})
+
+
+@route("POST", "/api/jobs/(?P<namespace>[^/]+)")
+def run_job(hub: HubServer, request: Request, namespace: str) -> Response:
+    if request.user is None or namespace not in (request.user.name, *request.user.orgs):
+        raise Answer(403 if request.user else 401, f"You don't have the rights to run jobs in {namespace}")
+    asked = request.json()
+    hub.jobs.append({**asked, "namespace": namespace})
+    told = {name: asked.get(name) for name in ("command", "arguments", "environment", "flavor", "dockerImage")}
+    return answer({
+        **told, "id": f"job{len(hub.jobs)}", "createdAt": DATE, "status": {"stage": "SCHEDULING", "message": None},
+        "owner": {"id": "1", "name": namespace, "type": "user"}, "secrets": [*asked.get("secrets", {})],
+    })  # fmt: skip
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

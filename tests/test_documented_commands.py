@@ -179,6 +179,8 @@ def as_small(args: list[str]) -> list[str]:
         return [args[0], "--help"]
     if args[0] == "plan":
         return args
+    if args[0] == "jobs":  # the loopback Hub takes it; here no public repository has the code
+        return [*args, "--code", "git+https://example.org/you/nanogpt_hub@0123abc"]
     if args[0] in ("train", "finetune", "prepare"):
         return [args[0], *small_run(args[1:])]
     if args[0] in ("generate", "chat"):
@@ -251,6 +253,8 @@ def flags_of_commands() -> dict[str, set[str]]:
     parsers = cli.build_parser()._subparsers._group_actions[0].choices
     flags = {name: set(parser._option_string_actions) for name, parser in parsers.items()}
     of_a_run = set(make_parser("", "")._option_string_actions)
+    of_a_job = of_a_run | {"--flavor", "--timeout", "--namespace", "--secret", "--code", "--dry-run"}
+    flags |= {"jobs": of_a_job}
     return flags | {"train": of_a_run, "finetune": of_a_run | {"--from"}, "prepare": of_a_run | {"--from", "--workers"}}
 
 

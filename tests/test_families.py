@@ -41,11 +41,15 @@ CONFIGS = {
     "llama, fewer kv heads, tied": ("llama", dict(n_kv_head=2, tie_word_embeddings=True, rope_theta=5e5)),
     "llama, one kv head, biases": ("llama", dict(n_kv_head=1, attn_bias=True, mlp_bias=True, n_inner=48)),
     "llama without norm weights": ("llama", dict(norm_weight=False)),
+    "mixtral": ("mixtral", {}),
+    "mixtral, fewer kv heads, tied": ("mixtral", dict(n_kv_head=2, tie_word_embeddings=True, rope_theta=5e5)),
+    "mixtral, one of three experts": ("mixtral", dict(n_expert=3, n_expert_per_tok=1, n_inner=48, norm_weight=False)),
     "nanochat": ("nanochat", {}),
     "nanochat, fewer kv heads, tied": ("nanochat", dict(n_kv_head=2, tie_word_embeddings=True)),
     "nanochat, biases, gelu, no cap": ("nanochat", dict(attn_bias=True, activation="gelu", logit_softcap=0.0)),
 }
-TYPE_OF = {"nanogpt": "gpt_neox", "gpt2": "gpt2", "pythia": "gpt_neox", "llama": "llama", "nanochat": "nanochat"}
+TYPE_OF = {"nanogpt": "gpt_neox", "gpt2": "gpt2", "pythia": "gpt_neox", "llama": "llama", "mixtral": "mixtral",
+           "nanochat": "nanochat"}  # fmt: skip
 HF_SHAPE = dict(vocab_size=67, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
                 max_position_embeddings=24, bos_token_id=None, eos_token_id=None, pad_token_id=None)  # fmt: skip
 HF_GPT2 = dict(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=None, eos_token_id=None)
@@ -61,6 +65,16 @@ FOREIGN = {
     "llama": transformers.LlamaConfig(**HF_SHAPE, num_key_value_heads=2, rope_theta=5e5),
     "llama tied": transformers.LlamaConfig(
         **HF_SHAPE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3
+    ),
+    "mixtral": transformers.MixtralConfig(**HF_SHAPE, num_key_value_heads=2, num_local_experts=4),
+    "mixtral tied": transformers.MixtralConfig(
+        **HF_SHAPE,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        num_local_experts=5,
+        num_experts_per_tok=3,
+        router_aux_loss_coef=0.02,
+        rms_norm_eps=1e-3,
     ),
     "nanochat": transformers.NanoChatConfig(**HF_SHAPE, num_key_value_heads=1),
     "nanochat tied": transformers.NanoChatConfig(
@@ -88,11 +102,12 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def assert_same_function(ours: GPT, theirs: torch.nn.Module) -> None:
+    """To 1e-4 of the largest logit, mixtures of experts to 1e-5."""
     generator = torch.Generator().manual_seed(6)
     idx = torch.randint(ours.config.vocab_size, (2, ours.config.block_size), generator=generator)
     with torch.no_grad():
         a, b = ours(idx)[0], theirs(idx).logits
-    assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+    assert (a - b).abs().max() <= (1e-5 if ours.config.n_expert else 1e-4) * b.abs().max()
     assert b.std() > 0.1
 
 
@@ -134,7 +149,7 @@ def test_what_transformers_saves_is_the_same_model_here_and_back(name, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "nanochat"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "mixtral", "nanochat"])
 def test_half_precision_shards_load_as_the_float32_of_their_values(name, dtype, tmp_path):
     their_model(name).to(dtype).save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -172,7 +187,7 @@ def test_older_spellings_mean_the_same():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_missing_keys_mean_what_they_mean_in_transformers(family):
-    shape = {} if family == "gpt2" else dict(hidden_size=64, num_attention_heads=4)
+    shape = {} if family == "gpt2" else dict(hidden_size=64, num_attention_heads=8)
     full = transformers.AutoConfig.for_model(family, **shape).to_dict()
     assert config_from_hf(dict(model_type=family, **shape)) == config_from_hf(full)
 
@@ -216,6 +231,8 @@ field_sets = st.fixed_dictionaries(
         tie_word_embeddings=st.booleans(),
         n_kv_head=st.sampled_from([0, 1, 2]),
         n_inner=st.sampled_from([0, 24]),
+        n_expert=st.sampled_from([0, 3]),
+        n_expert_per_tok=st.sampled_from([1, 2]),
         rotary_fraction=st.sampled_from([0.5, 1.0]),
         logit_softcap=st.sampled_from([0.0, 3.0]),
     )
@@ -233,6 +250,8 @@ def test_any_combination_of_fields_comes_back_bit_for_bit(values):
     back = config_from_hf(json.loads(json.dumps(content)))
     if config.position == "learned":  # the rotary fields mean nothing then
         back, config = (replace(c, rotary_fraction=1.0) for c in (back, config))
+    if not config.n_expert:
+        back, config = (replace(c, n_expert_per_tok=2) for c in (back, config))
     assert back == config
     assert_same_tensors(state_from_hf(config, state_to_hf(config, model.state_dict())), model.state_dict())
 
@@ -242,7 +261,7 @@ def test_any_combination_of_fields_comes_back_bit_for_bit(values):
     [(dict(position="learned", norm="rms", norm_bias=False), "norm=rms"), (dict(n_kv_head=3), "n_kv_head=3"),
      (dict(activation="swiglu"), "activation=swiglu"), (dict(qk_norm=True), "qk_norm=True"),
      (dict(position="learned", parallel_residual=True), "parallel_residual=True"),
-     (dict(logit_softcap=30.0), "logit_softcap=30.0")],
+     (dict(logit_softcap=30.0), "logit_softcap=30.0"), (dict(n_expert=4), "n_expert=4")],
 )  # fmt: skip
 def test_a_combination_of_our_own_says_which_field_made_it_so(fields, named):
     model_type, why = family_of(GPTConfig(**fields))
@@ -266,6 +285,10 @@ def test_a_combination_of_our_own_says_which_field_made_it_so(fields, named):
         ("llama", "hidden_act", "gelu"),
         ("llama", "partial_rotary_factor", 0.5),
         ("llama", "quantization_config", {"bits": 4}),
+        ("mixtral", "sliding_window", 4096),
+        ("mixtral", "num_experts_per_tok", 0),
+        ("mixtral", "num_local_experts", "8"),
+        ("mixtral", "num_local_experts", 10**6),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("gpt2", "scale_attn_weights", False),
         ("gpt2", "add_cross_attention", True),
@@ -298,6 +321,9 @@ def test_what_we_do_not_compute_is_refused_by_name(family, key, value):
         (dict(model_type=["gpt2"]), "model_type is"),
         (dict(model_type="gpt2", n_head=5), "not a multiple of n_head"),
         (dict(model_type="gpt2", n_embd=65536, n_head=1, n_layer=1000), "parameters; at most"),
+        (dict(model_type="mixtral", num_local_experts=0), "asks for n_expert=0, which no mixtral has"),
+        (dict(model_type="mixtral", num_local_experts=1), r"n_expert_per_tok > n_expert \(1\)"),
+        (dict(model_type="mixtral", num_local_experts=1024), "parameters; at most"),
         (dict(model_type="nanogpt_hub", hovercraft=1), "'hovercraft', which this version"),
         (dict(model_type="nanogpt_hub", n_layer="many"), "n_layer is 'many'; it must be an integer"),
         (dict(model_type="nanogpt_hub", norm="batch"), "norm is 'batch'"),
@@ -306,6 +332,16 @@ def test_what_we_do_not_compute_is_refused_by_name(family, key, value):
 def test_other_refusals(content, message):
     with pytest.raises(ValueError, match=message):
         config_from_hf(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.smear_gate.weight", "resid_lambdas", "model.value_embeds.1.weight", "h.0.attn.ve_gate.weight"]
+)
+def test_a_tensor_of_todays_nanochat_says_what_it_is(name):
+    config = GPTConfig.preset("nanochat", "1m", **TINY)
+    tensors = {**state_to_hf(config, GPT(config).state_dict()), name: torch.zeros(2)}
+    with pytest.raises(ValueError, match=f"{name}.* is not part .* it is of karpathy's nanochat as it is today"):
+        state_from_hf(config, tensors)
 
 
 def test_code_that_a_config_brings_along_is_ignored():

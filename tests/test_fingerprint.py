@@ -79,7 +79,7 @@ def test_what_changes_the_numbers_is_an_edit_and_is_named(old, new, named):
         ('    """Layer or RMS norm over the last dimension, with the learned parts that the config asks for."""\n', ""),
         ("        h = self.c_fc(x)\n", "        h = (\n            self.c_fc(x)\n        )\n\n"),
         ("def head(self, x: Tensor) -> Tensor:", "def head(self, x):"),
-        ('"gpt2": (0.02,', '"gpt2": (0.01,'),
+        ("from nanogpt_hub.initialisation import init_weights\n", "def init_weights(model):\n    pass\n"),
         ('"nanogpt": {},', '"nanogpt": dict(activation="relu2"),'),
         ("n_layer=4, n_head=4, n_embd=128", "n_layer=8, n_head=4, n_embd=128"),
         ('Literal["gpt2", "neox", "nanochat"]', 'Literal["gpt2", "neox", "nanochat", "mine"]'),

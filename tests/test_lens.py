@@ -100,6 +100,21 @@ def test_residual_stream_leads_from_the_embeddings_to_the_output(model):
     torch.testing.assert_close(model.head(model.ln_f(inside.residual[-1])), logits[0])
 
 
+@torch.no_grad()
+def test_experts_are_those_that_the_layer_mixes(model):
+    inside = look_inside(model, BYTE, TEXT)
+    if not model.config.n_expert:
+        assert inside.experts is None
+        return
+    assert inside.experts.shape == (3, len(inside.ids), 8)
+    assert inside.experts.count_nonzero(-1).eq(2).all()
+    torch.testing.assert_close(inside.experts.sum(-1), torch.ones(3, len(inside.ids)))
+    for block, x, shares in zip(model.h, inside.residual[:-1], inside.experts, strict=True):
+        x = x + block.attn(block.ln_1(x[None]), Context(model.config, len(x), x.device, x.dtype, None))[0]
+        given = torch.stack([expert(block.ln_2(x)) for expert in block.mlp.experts], dim=1)  # (T, E, C)
+        torch.testing.assert_close((shares[..., None] * given).sum(1), block.mlp(block.ln_2(x)))
+
+
 def test_logit_lens_ends_at_the_models_own_output(model):
     lens = logit_lens(model, BYTE, look_inside(model, BYTE, TEXT))
     probs = own_logits(model, TEXT).softmax(-1)

@@ -1,6 +1,7 @@
 """The core: causal, the same with and without a cache, each field does something, initialised as it says."""
 
 import ast
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 import nanogpt_hub.model
+from nanogpt_hub import initialisation as first_weights
 from nanogpt_hub.model import GPT, IGNORE_INDEX, PRESETS, SIZES, GPTConfig, KVCache
 
 TINY = dict(vocab_size=61, block_size=16, n_layer=3, n_head=4, n_embd=32)
 CONFIGS = {name: GPTConfig.preset(name, "1m", **TINY) for name in PRESETS} | {
     "fewer kv heads": GPTConfig.preset("llama", "1m", **TINY, n_kv_head=2),
+    "experts of our own": GPTConfig(**TINY, n_expert=5, n_expert_per_tok=3, parallel_residual=True),
     "a mixture of our own": GPTConfig(
         **TINY, position="learned", norm="rms", norm_bias=False, activation="swiglu", parallel_residual=True,
         qk_norm=True, embd_norm=True, logit_softcap=5.0, n_kv_head=1,
@@ -156,6 +159,27 @@ def test_what_is_switched_off_has_no_parameters(fields, absent):
     assert names[0] - names[1] == absent
 
 
+@pytest.mark.parametrize("k", [1, 2, 4])
+@torch.no_grad()
+def test_a_mixture_is_what_a_loop_over_tokens_gives(k):
+    model = make(GPTConfig.preset("mixtral", "1m", **TINY, n_expert=4, n_expert_per_tok=k))
+    moe, x = model.h[0].mlp, torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
+    expected = torch.zeros_like(x)
+    for b, t in itertools.product(range(2), range(7)):
+        probs = moe.router(x[b, t]).softmax(-1)
+        best = probs.argsort(descending=True)[:k]
+        expected[b, t] = sum(probs[e] / probs[best].sum() * moe.experts[e](x[b, t]) for e in best.tolist())
+    torch.testing.assert_close(moe(x), expected)
+
+
+def test_in_training_every_expert_has_a_gradient_and_only_those_that_were_used_a_large_one():
+    """Processes that share the gradients must agree which there are."""
+    model = make(GPTConfig.preset("mixtral", "1m", **TINY, n_expert=8, n_expert_per_tok=1)).train()
+    model(tokens(1, 1), tokens(1, 1))[1].backward()
+    grads = [expert.c_fc.weight.grad.abs().max().item() for expert in model.h[0].mlp.experts]
+    assert sum(grad > 0 for grad in grads) == 1
+
+
 def test_dropout_acts_in_training_only():
     model = GPT(GPTConfig(**TINY, dropout=0.5))
     assert not torch.equal(model(tokens())[0], model(tokens())[0])
@@ -210,6 +234,12 @@ def test_an_untrained_model_knows_nothing(preset):
         ("gpt2", "1558m", dict(vocab_size=50257), 1_557_611_200),
         ("pythia", "124m", dict(vocab_size=50304, block_size=2048), 162_322_944),
         ("llama", "1m", dict(vocab_size=32000, n_kv_head=2, n_inner=384), 8_979_584),
+        (  # Mixtral 8x7B
+            "mixtral",
+            "1m",
+            dict(vocab_size=32000, n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, n_inner=14336),
+            46_702_792_704,
+        ),
     ],
 )
 def test_presets_have_the_parameters_of_their_originals(preset, size, overrides, n_params):
@@ -247,6 +277,10 @@ def test_every_preset_builds_at_every_size(preset, size):
         (dict(dropout=1.0), "dropout is 1.0"),
         (dict(norm_eps=0.0), "must be above 0"),
         (dict(logit_softcap=-1.0), "logit_softcap is -1.0"),
+        (dict(n_expert=-1), "n_expert is -1; it must be at least 0"),
+        (dict(n_expert=2, n_expert_per_tok=3), r"n_expert_per_tok > n_expert \(2\)"),
+        (dict(n_expert_per_tok=0), "n_expert_per_tok is 0; it must be at least 1"),
+        (dict(router_aux_loss_coef=-0.1), "router_aux_loss_coef is -0.1; it must be at least 0"),
     ],
 )
 def test_a_config_that_makes_no_model_says_why(fields, message):
@@ -267,10 +301,16 @@ def test_an_unknown_preset_or_size_lists_the_known(name, size, message):
 
 
 def test_the_core_stays_short_and_needs_torch_only():
-    source = Path(nanogpt_hub.model.__file__).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 350
-    imported = {
-        alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names
-    }
-    imported |= {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} <= {"torch"} | set(sys.stdlib_module_names)
+    model, initialisation = (Path(m.__file__).read_text(encoding="utf-8") for m in (nanogpt_hub.model, first_weights))
+    assert len(model.splitlines()) <= 350
+    assert imported(model) <= {"torch", "nanogpt_hub.initialisation"}  # first weights, which no loaded model has
+    assert imported(initialisation) <= {"torch"}
+
+
+def imported(source: str) -> set[str]:
+    """What a source imports, beside Python's own library; of torch the package alone."""
+    nodes = [*ast.walk(ast.parse(source))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    plain = {"torch" if name.split(".")[0] == "torch" else name for name in names}
+    return {name for name in plain if name.split(".")[0] not in sys.stdlib_module_names}

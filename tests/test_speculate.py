@@ -75,7 +75,7 @@ def ids_of(*args, **kwargs) -> list[int]:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("guesser", ["text", "itself", "half of itself", "another", "a shorter context"])
+@pytest.mark.parametrize("guesser", ["text", "itself", "half of itself", "another", "experts", "a shorter context"])
 @pytest.mark.usefixtures("eager")
 def test_the_tokens_are_those_of_the_oracle_past_block_size(guesser, sampler):
     model = tiny_model()
@@ -84,6 +84,7 @@ def test_the_tokens_are_those_of_the_oracle_past_block_size(guesser, sampler):
         "itself": model,
         "half of itself": tiny_model(n_layer=1),
         "another": tiny_model("llama", seed=9, vocab_size=V + 7),
+        "experts": tiny_model("mixtral", n_expert=3),
         "a shorter context": tiny_model(block_size=5),
     }[guesser]
     for prompt in ([7], REPEATING, list(range(50, 90))):
@@ -94,6 +95,16 @@ def test_the_tokens_are_those_of_the_oracle_past_block_size(guesser, sampler):
         assert draft_tokens[-1].finish == "length"
         assert draft.passes + draft.true == 40
         assert draft.guessed >= draft.true
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_mixture_of_experts_reads_ahead():
+    model = tiny_model("mixtral", n_expert=4)
+    config = SamplingConfig(max_new_tokens=40, seed=3, temperature=0.2, stop_tokens=())
+    for draft in (Speculator(), Speculator(model)):
+        assert ids_of(model, BYTE, [REPEATING], config, draft=draft) == generate_naive(model, REPEATING, config, V)
+        assert draft.guessed > 0
+    assert draft.true > 0
 
 
 def test_the_records_are_those_of_plain_generation(model):

@@ -220,7 +220,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  # auto takes bf16 or fp16 only where the hardware has it
     )
-    compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on CUDA, where it pays soon
+    compile: Literal["auto", "always", "never"] = (
+        "auto"  # torch.compile; auto: on CUDA, for dense models, where it pays
+    )
     fast_cpu: bool = (
         True  # on a CPU: the trainer's own attention and freed memory kept; false: the plain way, a check of these two
     )

@@ -74,6 +74,8 @@ def settings_now(trainer) -> dict[str, Any]:
     config = trainer.config
     settings = {**hyperparameters(config), "precision": trainer.precision, "eval.max_windows": config.eval.max_windows}
     settings.setdefault("dropout", 0.0 if config.model.dropout is None else config.model.dropout)
+    if trainer.gpt.config.n_expert:
+        settings["router_aux_loss_coef"] = trainer.gpt.config.router_aux_loss_coef
     return flat(settings)
 
 

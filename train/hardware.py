@@ -105,8 +105,18 @@ def seed_dropout(device: str, seed: int) -> None:
 
 
 def flops_per_token(config: GPTConfig, n_params_in_products: int) -> float:
-    """Floating-point operations of a training token, forward and backward, counted as in arXiv:2204.02311, B."""
+    """Floating-point operations of a training token, forward and backward, counted as in arXiv:2204.02311, B. Of a
+    mixture of experts, those that a token does not take cost it nothing."""
+    n_params_in_products -= idle_parameters(config)
     return 6 * n_params_in_products + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def idle_parameters(config: GPTConfig) -> int:
+    """The weights of the experts that a token does not take; 0 for a dense model."""
+    if not config.n_expert:
+        return 0
+    expert = (3 if config.activation == "swiglu" else 2) * config.n_embd * config.ffn_width
+    return config.n_layer * (config.n_expert - config.n_expert_per_tok) * expert
 
 
 def training_bytes(
@@ -142,6 +152,8 @@ def bytes_kept_by_block(config: GPTConfig, precision: str, short_attention: bool
     if short_attention and config.block_size <= SHORT.get(DTYPES[precision], 0):  # its own q, k and v, and the weights
         attention = 3 * C + (C + G) * config.qk_norm + config.n_head * config.block_size
     mlp = config.ffn_width * (4 if config.activation == "swiglu" else 2)  # before and after the activation
+    if config.n_expert:  # a token goes through several, what each of them reads and gives is kept too
+        mlp = config.n_expert_per_tok * (mlp + 2 * C)
     return 4 * norms + BYTES[precision] * (products + attention + mlp)
 
 

@@ -27,6 +27,16 @@ PROG = f"python -m {__package__}.pretrain"  # as it is typed; `nanogpt-hub` give
 
 def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
     """A freshly initialised model for the text's tokenizer. Raises ValueError for what only a fine-tune can do."""
+    check_pretraining(config)
+    tokenizer = cached_tokenizer(config, source)
+    gpt_config = config.model.gpt_config(tokenizer.vocab_size)
+    check_fits(config, gpt_config)
+    torch.manual_seed(config.seed)
+    return Start(GPT(gpt_config), tokenizer)
+
+
+def check_pretraining(config: TrainConfig) -> None:
+    """Raises ValueError for what only a fine-tune can do."""
     if config.lora.rank:
         raise ValueError(
             "lora.rank is for fine-tuning (nanogpt-hub finetune): adapters need weights that have learned something"
@@ -35,11 +45,6 @@ def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
         raise ValueError(
             f"data.format {config.data.format} is for fine-tuning (nanogpt-hub finetune); pre-training learns from text"
         )
-    tokenizer = cached_tokenizer(config, source)
-    gpt_config = config.model.gpt_config(tokenizer.vocab_size)
-    check_fits(config, gpt_config)
-    torch.manual_seed(config.seed)
-    return Start(GPT(gpt_config), tokenizer)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

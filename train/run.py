@@ -31,7 +31,7 @@ from .data import Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
-from .hardware import check_precision, choose_precision, device_name, is_out_of_memory
+from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
 from .loading import load_data, open_source_of
 from .plan import check_disk, memory_line
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
@@ -237,9 +237,11 @@ def model_lines(config: TrainConfig, gpt: GPT, data: Data) -> list[str]:
     """The model in numbers, who will be able to load it, and a word where it is too big for its text."""
     cfg = gpt.config
     family, why = saved_as(gpt)
+    used = f" ({gpt.num_params() - idle_parameters(cfg):,} for each token)" if cfg.n_expert else ""
+    experts = f", {cfg.n_expert_per_tok} of {cfg.n_expert} experts" if cfg.n_expert else ""
     lines = [
-        f"model: {gpt.num_params():,} parameters; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}, "
-        f"context {cfg.block_size}; saved as {family}"
+        f"model: {gpt.num_params():,} parameters{used}; {cfg.n_layer} layers, {cfg.n_head} heads, width {cfg.n_embd}"
+        f"{experts}, context {cfg.block_size}; saved as {family}"
     ]
     if running_core(gpt).changed:
         loads = "loads only where that is nanogpt_hub/model.py, and not in Transformers"

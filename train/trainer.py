@@ -28,17 +28,18 @@ from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
 from nanogpt_hub.checkpoint import clean_state, load_model, save_model
-from nanogpt_hub.core import running_core
+from nanogpt_hub.core import running_core, watch_routers
 from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
-from nanogpt_hub.model import GPT
+from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .attention import use_short_attention
 from .config import TrainConfig
 from .data import Data
+from .experts import ExpertUse, describe_use, training_loss
 from .facts import changes_between, merged_facts, progress_facts, settings_now
 from .folder import TrainingError, check_best, disk_errors, what_is_safe
 from .hardware import (
@@ -83,7 +84,7 @@ class LossOnly(nn.Module):
         self.gpt = gpt
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        return summed_loss(self.gpt, idx, targets)
+        return training_loss(self.gpt, idx, targets)
 
 
 class Interrupt:
@@ -165,6 +166,7 @@ class Trainer:
         self._compile()
         self.peak_flops = matmul_flops(self.device.type, self.precision)
         self.flops = flops_per_token(gpt.config, gpt.num_params(embeddings=gpt.config.tie_word_embeddings))
+        self.expert_use = ExpertUse(gpt.config)  # at the last evaluation
         self.sampler, self.sample = Sample(config.eval, gpt, tokenizer, data, config.seed), ""
 
     # ---- the loop -------------------------------------------------------------------------------------------------
@@ -320,14 +322,18 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean loss in nats per token over the fixed validation windows; keeps the best weights and writes a sample."""
         self.gpt.eval()
-        total = torch.zeros(2, dtype=torch.float64)
+        total, self.expert_use = torch.zeros(2, dtype=torch.float64), ExpertUse(self.gpt.config)
         size = max(1, BATCH_TOKENS // self.gpt.config.block_size)  # windows: the same, whatever fits a training step
         for first in range(self.rank * size, len(self.data.val[0]), size * self.world):
             idx, targets = (t[first : first + size].to(self.device) for t in self.data.val)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), watch_routers(self.gpt) as routed:
                 loss = summed_loss(self.gpt, idx, targets)
+            if self.gpt.config.n_expert:
+                self.expert_use.add(routed)
             total += torch.tensor([float(loss), count_targets(targets)], dtype=torch.float64)
         loss_sum, count = self._sum(total).tolist()
+        if self.gpt.config.n_expert:
+            self.expert_use.counts = self._sum(self.expert_use.counts)
         if self.accelerator.is_main_process and self.config.eval.sample_tokens:
             self.sample = self.sampler.write(self.out / "samples", self.progress.step, self.gpt)
         self._judge(loss_sum / count)
@@ -360,6 +366,7 @@ class Trainer:
         p = self.progress
         p.seconds = time.perf_counter() - self.started
         row = {"step": p.step, "tokens": p.tokens, "seconds": round(p.seconds, 3), **row}
+        row |= self.expert_use.row() if "val_loss" in row else {}
         epochs = self.data.batches.epochs(p.step, self.config.batch_size)
         row |= {} if epochs is None else {"epochs": epochs}
         if self.config.trackers:
@@ -383,6 +390,7 @@ class Trainer:
             line += f"  train {row['train_loss']:.4f}, gap {gap:+.3f}"
             line += f"  epoch {row['epochs']:.2f}" if "epochs" in row else ""
             line += f"  {row['tokens_per_second']:,.0f} tok/s, {row['mfu']:.0%} of the matrix rate"
+        line += describe_use(row, self.gpt.config)
         if self.config.eval.sample_tokens:
             line += "\n    | " + (self.sampler.prompt + self.sample)[:240].replace("\n", "\n    | ")
         return line
@@ -539,7 +547,8 @@ class Trainer:
     def _compile(self) -> None:
         """Compiles in place, so that no wrapper shows in a saved name; where it fails the model runs as it is."""
         wanted = self.config.compile
-        if wanted == "never" or (wanted == "auto" and self.device.type != "cuda"):
+        dense = not self.gpt.config.n_expert  # an expert gets another number of tokens each time: no shape to compile
+        if wanted == "never" or (wanted == "auto" and not (self.device.type == "cuda" and dense)):
             return
         T = self.gpt.config.block_size
         probe = torch.zeros(self.micro, T, dtype=torch.long, device=self.device)
@@ -555,6 +564,12 @@ class Trainer:
             self.say(f"torch.compile does not work here ({type(error).__name__}); going on without it")
 
 
+def free_fields(config: GPTConfig) -> tuple[str, ...]:
+    """The fields of the model that may be others when a run goes on, or mean nothing."""
+    dense = () if config.n_expert else ("n_expert", "n_expert_per_tok")
+    return ("dropout", "init", "router_aux_loss_coef", *dense)
+
+
 def fixed_settings(trainer: Trainer) -> dict:
     """What must be the same when a run goes on: otherwise it would not be that run."""
     config = trainer.config
@@ -564,7 +579,7 @@ def fixed_settings(trainer: Trainer) -> dict:
         "optimizer": config.optim.name,
         **trainer.data.identity,
         "tokenizer": trainer.tokenizer.hash[:16],
-        "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in ("dropout", "init")},
+        "model": {k: v for k, v in asdict(trainer.gpt.config).items() if k not in free_fields(trainer.gpt.config)},
     }
     if config.data.format != "text":
         settings["format"] = config.data.format

@@ -1,6 +1,6 @@
 /**
- * From the files of the families that Transformers has (gpt2, gpt_neox, llama, nanochat) to our core: the reading half
- * of nanogpt_hub/families.py, with the same tables. Pure functions; files are checkpoint.js's business.
+ * From the files of the families that Transformers has (gpt2, gpt_neox, llama, mixtral, nanochat) to our core: the reading
+ * half of nanogpt_hub/families.py, with the same tables. Pure functions; files are checkpoint.js's business.
  *
  *     const config = config_from_hf(JSON.parse(text));        // GPTConfig; an Error names the first thing that is wrong
  *     const plan = tensors_from_hf(config, shapes);           // where each of our tensors is found in the file
@@ -32,7 +32,7 @@ const same = (...names) => Object.fromEntries(names.map((name) => [name, [name]]
  * Transformers 5.  missing: what a config without the key means.  activations: their name -> ours.  layout: conv1d has
  * matrices as (in, out); of c_attn's rows, per_head has q, k, v of one head after the other, split has q, k, v in three
  * tensors, and turned exchanges the halves of each q and k head besides.  prefix: of all tensors but the head.
- * names: our module -> theirs, * for the layer; several hold our rows one after the other.
+ * names: our module -> theirs, * for the layer, then the expert; several hold our rows one after the other.
  */
 export const FAMILIES = {
   gpt2: {
@@ -107,6 +107,39 @@ export const FAMILIES = {
       "ln_f": ["norm"],
     },
   },
+  mixtral: {
+    fixed: {
+      position: "rotary", rotary_fraction: 1, norm: "rms", norm_bias: false, attn_bias: false, mlp_bias: false,
+      parallel_residual: false,
+    },
+    stored: ["norm_weight"],
+    keys: {
+      ...Object.fromEntries(Object.entries(SHAPE_KEYS).filter(([name]) => name !== "attn_bias")),
+      n_kv_head: ["num_key_value_heads"], norm_eps: ["rms_norm_eps"], norm_weight: ["norm_weight"],
+      n_expert: ["num_local_experts"], n_expert_per_tok: ["num_experts_per_tok"],
+      router_aux_loss_coef: ["router_aux_loss_coef"],
+    },
+    rope_keys: { rope_theta: "rope_theta" },
+    missing: {
+      vocab_size: 32000, block_size: 131072, n_layer: 32, n_head: 32, n_kv_head: 8, n_embd: 4096, n_inner: 14336,
+      norm_eps: 1e-5, activation: "silu", tie_word_embeddings: false, rope_theta: 1e6, n_expert: 8, n_expert_per_tok: 2,
+      router_aux_loss_coef: 0.001,
+    },
+    activations: { silu: "swiglu", swish: "swiglu" },
+    layout: "split",
+    prefix: "model.",
+    head: "lm_head",
+    names: {
+      ...LLAMA_NAMES,
+      "h.*.ln_1": ["layers.*.input_layernorm"],
+      "h.*.ln_2": ["layers.*.post_attention_layernorm"],
+      "h.*.mlp.router": ["layers.*.block_sparse_moe.gate"],
+      "h.*.mlp.experts.*.c_gate": ["layers.*.block_sparse_moe.experts.*.w1"],
+      "h.*.mlp.experts.*.c_proj": ["layers.*.block_sparse_moe.experts.*.w2"],
+      "h.*.mlp.experts.*.c_fc": ["layers.*.block_sparse_moe.experts.*.w3"],
+      "ln_f": ["norm"],
+    },
+  },
   nanochat: {
     fixed: {
       position: "rotary", rotary_fraction: 1, norm: "rms", norm_weight: false, norm_bias: false, mlp_bias: false,
@@ -141,12 +174,14 @@ const HARMLESS = {
 const LIMITS = {
   vocab_size: [1, 1e7], block_size: [1, 2 ** 24], n_layer: [1, 1000], n_head: [1, 65536], n_kv_head: [0, 65536],
   n_embd: [1, 65536], n_inner: [0, 2 ** 20], rope_theta: [1e-3, 1e12], rotary_fraction: [0, 1], norm_eps: [1e-30, 1],
-  logit_softcap: [0, 1e6], dropout: [0, 1],
+  logit_softcap: [0, 1e6], dropout: [0, 1], n_expert: [0, 1024], n_expert_per_tok: [1, 1024],
+  router_aux_loss_coef: [0, 1e6],
 };
 const CHOICES = {
   position: ["rotary", "learned"], norm: ["layer", "rms"], activation: ["gelu", "gelu_tanh", "relu2", "swiglu"],
 };
-const FRACTIONS = ["rope_theta", "rotary_fraction", "norm_eps", "logit_softcap", "dropout"]; // the other numbers are whole
+const FRACTIONS = ["rope_theta", "rotary_fraction", "norm_eps", "logit_softcap", "dropout",
+  "router_aux_loss_coef"]; // the other numbers are whole
 const BUFFERS = /\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$/;
 
 // Configs --------------------------------------------------------------------------------------------------------------
@@ -288,9 +323,13 @@ export function parameter_shapes(config) {
     linear(`${h}attn.c_attn`, (config.n_head + 2 * config.kv_heads) * config.head_dim, C, config.attn_bias);
     linear(`${h}attn.c_proj`, C, C, config.attn_bias);
     norm(`${h}ln_2`);
-    linear(`${h}mlp.c_fc`, F, C, config.mlp_bias);
-    if (config.activation === "swiglu") linear(`${h}mlp.c_gate`, F, C, config.mlp_bias);
-    linear(`${h}mlp.c_proj`, C, F, config.mlp_bias);
+    if (config.n_expert) linear(`${h}mlp.router`, config.n_expert, C, false);
+    const experts = Array.from({ length: config.n_expert }, (_, e) => `${h}mlp.experts.${e}`);
+    for (const mlp of config.n_expert ? experts : [`${h}mlp`]) {
+      linear(`${mlp}.c_fc`, F, C, config.mlp_bias);
+      if (config.activation === "swiglu") linear(`${mlp}.c_gate`, F, C, config.mlp_bias);
+      linear(`${mlp}.c_proj`, C, F, config.mlp_bias);
+    }
   }
   norm("ln_f");
   if (!config.tie_word_embeddings) shapes.set("lm_head.weight", [V, C]);
@@ -346,9 +385,9 @@ export function is_buffer(name) {
   return BUFFERS.test(name);
 }
 
-/** h.3.mlp.c_fc.weight -> h.*.mlp.c_fc */
+/** h.3.mlp.c_fc.weight -> h.*.mlp.c_fc, h.3.mlp.experts.0.c_fc.weight -> h.*.mlp.experts.*.c_fc */
 export function module_of(name) {
-  return name.replace(/\.\d+\./, ".*.").replace(/\.[a-z]+$/, "");
+  return name.replace(/\.\d+\./g, ".*.").replace(/\.[a-z]+$/, "");
 }
 
 /** A name as the family writes it now: with its prefix, and the head by its usual name. */
@@ -360,9 +399,11 @@ function full_name(family, name) {
 
 /** The family's names of our tensor `name`, in the order in which its rows are split. */
 function their_names(family, name) {
-  const module = module_of(name), layer = name.match(/\d+/)?.[0] ?? "", kind = name.split(".").at(-1);
+  const module = module_of(name), kind = name.split(".").at(-1);
+  const numbers = [...name.matchAll(/\.(\d+)(?=\.)/g)].map((found) => found[1]); // of the layer, then of the expert
   const prefix = module === "lm_head" ? "" : family.prefix;
-  return family.names[module].map((theirs) => `${prefix}${theirs.replace("*", layer)}.${kind}`);
+  const spelled = (theirs) => numbers.reduce((text, number) => text.replace("*", number), theirs);
+  return family.names[module].map((theirs) => `${prefix}${spelled(theirs)}.${kind}`);
 }
 
 /** The shapes of those parts in the file. */

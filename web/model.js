@@ -10,7 +10,7 @@
  *
  * Shape legend, used in every comment of this file; (T, C) is a Float32Array of T rows of C numbers:
  *     T tokens of this call   S tokens seen so far, the cached ones included   C n_embd
- *     H n_head                G key/value heads   D head_dim = C / H           V vocab_size
+ *     H n_head                G key/value heads   D head_dim = C / H           V vocab_size   E n_expert
  */
 
 /** The shape of a GPT: a field for each thing in which the lineages differ. Checked when made (Error). */
@@ -32,6 +32,9 @@ export class GPTConfig {
   activation = "gelu"; // gelu (exact), gelu_tanh (GPT-2's), relu2 (arXiv:2109.08668) or swiglu (2002.05202)
   attn_bias = true; // biases in the linear layers of attention
   mlp_bias = true; // biases in the linear layers of the feed-forward
+  n_expert = 0; // feed-forwards of a block, of which a token takes a few (arXiv:2401.04088); 0 means a single one
+  n_expert_per_tok = 2; // how many of them a token takes
+  router_aux_loss_coef = 0.01; // training only; read and not used here
   parallel_residual = false; // attention and feed-forward read the same input (NeoX), not one after the other
   qk_norm = false; // RMS-normalise queries and keys (arXiv:2010.04245)
   embd_norm = false; // normalise the embeddings before the first block
@@ -52,6 +55,7 @@ export class GPTConfig {
       [!this.norm_bias || (this.norm === "layer" && this.norm_weight),
         "norm_bias needs norm=layer with norm_weight; set norm_bias to false"],
       [this.rope_theta > 0 && this.norm_eps > 0, "rope_theta and norm_eps must be above 0"],
+      [!this.n_expert || this.n_expert_per_tok <= this.n_expert, `n_expert_per_tok > n_expert (${this.n_expert})`],
       [this.logit_softcap >= 0, `logit_softcap is ${this.logit_softcap}; give a cap above 0, or 0 for none`],
     ]) {
       if (!holds) throw new Error(message);
@@ -336,14 +340,14 @@ export class CausalSelfAttention {
 
 /** The feed-forward layer: what each token computes by itself from what it gathered. */
 export class MLP {
-  constructor(config, layer, state, engine) {
+  constructor(config, name, state, engine) {
     this.activation = ACTIVATIONS[config.activation];
-    this.c_fc = layer_of(state, engine, `h.${layer}.mlp.c_fc`);
-    this.c_gate = config.activation === "swiglu" ? layer_of(state, engine, `h.${layer}.mlp.c_gate`) : null;
-    this.c_proj = layer_of(state, engine, `h.${layer}.mlp.c_proj`);
+    this.c_fc = layer_of(state, engine, `${name}.c_fc`);
+    this.c_gate = config.activation === "swiglu" ? layer_of(state, engine, `${name}.c_gate`) : null;
+    this.c_proj = layer_of(state, engine, `${name}.c_proj`);
   }
 
-  forward(x, { T }) {
+  forward(x, T) {
     const h = this.c_fc(x, T);
     if (this.c_gate) {
       const gate = this.c_gate(x, T);
@@ -355,6 +359,41 @@ export class MLP {
   }
 }
 
+/** Several feed-forwards: a token takes the weighted mean of the few that the router chooses (arXiv:2401.04088). */
+export class MixtureOfExperts {
+  constructor(config, name, state, engine) {
+    this.k = config.n_expert_per_tok;
+    this.router = layer_of(state, engine, `${name}.router`);
+    this.experts = Array.from({ length: config.n_expert }, (_, e) => new MLP(config, `${name}.experts.${e}`, state, engine));
+  }
+
+  /** The numbers of the experts that one token's logits (E) choose, and their weights, k each. */
+  choose(logits) {
+    const probs = softmax(logits);
+    const chosen = [...probs.keys()].sort((a, b) => probs[b] - probs[a]).slice(0, this.k);
+    const sum = chosen.reduce((sum, e) => sum + probs[e], 0);
+    return { chosen, weights: chosen.map((e) => probs[e] / sum) };
+  }
+
+  forward(x, T) {
+    const C = x.length / T, E = this.experts.length;
+    const logits = this.router(x, T), y = new Float32Array(x.length);
+    const routes = Array.from({ length: T }, (_, t) => this.choose(logits.subarray(t * E, (t + 1) * E)));
+    this.experts.forEach((expert, e) => {
+      const tokens = [...routes.keys()].filter((t) => routes[t].chosen.includes(e));
+      if (!tokens.length) return;
+      const rows = new Float32Array(tokens.length * C);
+      tokens.forEach((t, row) => rows.set(x.subarray(t * C, (t + 1) * C), row * C));
+      const part = expert.forward(rows, tokens.length);
+      tokens.forEach((t, row) => {
+        const weight = routes[t].weights[routes[t].chosen.indexOf(e)];
+        for (let c = 0; c < C; c++) y[t * C + c] += weight * part[row * C + c];
+      });
+    });
+    return y;
+  }
+}
+
 /** Communicate, then think: attention and feed-forward, each a branch added to the residual stream. */
 export class Block {
   constructor(config, layer, state, engine) {
@@ -362,16 +401,16 @@ export class Block {
     this.ln_1 = new Norm(config, state, `h.${layer}.ln_1`);
     this.attn = new CausalSelfAttention(config, layer, state, engine);
     this.ln_2 = new Norm(config, state, `h.${layer}.ln_2`);
-    this.mlp = new MLP(config, layer, state, engine);
+    this.mlp = new (config.n_expert ? MixtureOfExperts : MLP)(config, `h.${layer}.mlp`, state, engine);
   }
 
   forward(x, context) {
     if (this.parallel) {
       const gathered = add(x, this.attn.forward(this.ln_1.forward(x), context));
-      return add(gathered, this.mlp.forward(this.ln_2.forward(x), context));
+      return add(gathered, this.mlp.forward(this.ln_2.forward(x), context.T));
     }
     x = add(x, this.attn.forward(this.ln_1.forward(x), context));
-    return add(x, this.mlp.forward(this.ln_2.forward(x), context));
+    return add(x, this.mlp.forward(this.ln_2.forward(x), context.T));
   }
 }
 

@@ -4,8 +4,9 @@
     generate(small, tokenizer, "To be, or")
 
 Each output of a linear layer has its own scale for its weights, each token its own for what goes in; sums are exact
-integers. So a token's numbers do not depend on what else is in its batch. The embeddings stay as they are; a head that
-is tied to them becomes a copy in 8 bits. Saved folders stay whole: save the model that this one was made of.
+integers. So a token's numbers do not depend on what else is in its batch. The embeddings stay as they are, and so do
+the routers of a mixture of experts, in which a little error would send a token elsewhere; a head that is tied to the
+embeddings becomes a copy in 8 bits. Saved folders stay whole: save the model that this one was made of.
 
 Small models gain nothing: what their tokens cost is calls, not bytes.
 """
@@ -85,7 +86,7 @@ def quantize_int8(model: GPT) -> GPT:
         raise ValueError(f"int8 needs a float32 model on the CPU, and this one is {dtype} on {weight.device}")
     result = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # the parameters are shared, not copied
     places = [(parent, name) for parent in result.modules() for name, child in parent.named_children()
-              if isinstance(child, nn.Linear)]  # fmt: skip
+              if isinstance(child, nn.Linear) and name != "router"]  # fmt: skip
     try:
         levels = exact_levels()
         for parent, name in tqdm(places, desc="int8", unit="layer", delay=1, leave=False):

@@ -31,10 +31,12 @@ SUPPORTED: dict[str, tuple | None] = {
     "position": ("rotary", "learned"),
     "norm": ("layer", "rms"),
     "activation": ("gelu", "gelu_tanh", "relu2", "swiglu"),
+    "n_expert": (0,),  # a mixture of experts is computed by model.py
     **dict.fromkeys((
         "vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "rope_theta",
         "rotary_fraction", "norm_weight", "norm_bias", "norm_eps", "attn_bias", "mlp_bias", "parallel_residual",
-        "qk_norm", "embd_norm", "tie_word_embeddings", "logit_softcap", "dropout", "init",
+        "qk_norm", "embd_norm", "tie_word_embeddings", "logit_softcap", "dropout", "init", "n_expert_per_tok",
+        "router_aux_loss_coef",
     )),
 }  # fmt: skip
 CORE = (GPT, Block, CausalSelfAttention, MLP, Norm)

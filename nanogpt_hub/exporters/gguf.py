@@ -2,9 +2,9 @@
 
     export_gguf("out/mine/best", "mine.gguf", kind="q8_0")
 
-Families: gpt2, gpt_neox and llama, whose computations llama.cpp has; nanochat's it has not. Tokenizers: char, byte,
-bpe:N and gpt2. llama.cpp has no tokenizer of characters, but a byte-level BPE whose merges join the bytes of each known
-character gives the same ids. Needs the package `gguf`.
+Families: gpt2, gpt_neox, llama and mixtral, whose computations llama.cpp has; nanochat's it has not. Tokenizers: char,
+byte, bpe:N and gpt2. llama.cpp has no tokenizer of characters, but a byte-level BPE whose merges join the bytes of each
+known character gives the same ids. Needs the package `gguf`.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,16 @@ from nanogpt_hub.files import replacing
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.tokenizer import LETTERS, Tokenizer
 
-ARCHITECTURES = {"gpt2": "gpt2", "gpt_neox": "gptneox", "llama": "llama"}  # model_type -> llama.cpp's name
+ARCHITECTURES = {"gpt2": "gpt2", "gpt_neox": "gptneox", "llama": "llama", "mixtral": "llama"}  # model_type -> theirs
 KINDS = ("f32", "f16", "q8_0")  # of the matrices; norms and biases are always f32
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # types of tokens
 NAMES = {
     "wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output", "ln_1": "attn_norm",
     "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up",
-    "mlp.c_gate": "ffn_gate", "mlp.c_proj": "ffn_down",
+    "mlp.c_gate": "ffn_gate", "mlp.c_proj": "ffn_down", "mlp.router": "ffn_gate_inp", "mlp.experts.c_fc": "ffn_up_exps",
+    "mlp.experts.c_gate": "ffn_gate_exps", "mlp.experts.c_proj": "ffn_down_exps",
 }  # fmt: skip
+FULL_PRECISION = ("position_embd.weight", "ffn_gate_inp.weight")  # a little error in a router sends a token elsewhere
 # llama.cpp wants a list of merges that is not empty. This one does nothing: its result is no token, so that the two
 # signs are looked up one by one again.
 NO_MERGE = "~ `"
@@ -46,7 +48,7 @@ def export_gguf(folder: str | PathLike[str], out: str | Path, kind: str = "f32")
     if model_type not in ARCHITECTURES:
         raise ValueError(
             f"llama.cpp has no {model_type} as it is trained here; it runs {', '.join(ARCHITECTURES)}: train with "
-            "--model.preset nanogpt, gpt2, pythia or llama for it"
+            "--model.preset nanogpt, gpt2, pythia, llama or mixtral for it"
         )
     model, tokenizer = load_model(folder)
     if model.config.activation == "relu2":
@@ -81,7 +83,7 @@ def write(
     writer.add_add_bos_token(False)
     for name, tensor in tensors(arch, model):
         data = tensor.detach().float().contiguous().numpy()
-        matrix = data.ndim == 2 and name != "position_embd.weight"
+        matrix = data.ndim >= 2 and not name.endswith(FULL_PRECISION)
         stored = kind if matrix and (kind != "q8_0" or data.shape[-1] % 32 == 0) else "f32"
         quantized = gguf.GGMLQuantizationType[stored.upper()]
         writer.add_tensor(name, gguf.quants.quantize(data, quantized), raw_dtype=quantized)
@@ -102,6 +104,8 @@ def facts(arch: str, c: GPTConfig, kind: str) -> dict[str, Any]:
     found["layer_norm_rms_eps" if arch == "llama" else "layer_norm_eps"] = c.norm_eps
     if c.position == "rotary":
         found |= {"rope_dimension_count": int(c.head_dim * c.rotary_fraction), "rope_freq_base": c.rope_theta}
+    if c.n_expert:
+        found |= {"expert_count": c.n_expert, "expert_used_count": c.n_expert_per_tok}
     if arch == "gptneox":
         found["parallel_residual"] = c.parallel_residual
     return found
@@ -112,7 +116,7 @@ def facts(arch: str, c: GPTConfig, kind: str) -> dict[str, Any]:
 
 def tensors(arch: str, model: GPT) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) as llama.cpp has them: rows are outputs; what a family always has is filled in."""
-    config, state = model.config, clean_state(model)
+    config, state = model.config, stacked_experts(model.config, clean_state(model))
     if config.tie_word_embeddings and arch != "gptneox":
         del state["lm_head.weight"]  # the others take the embedding where there is no head
     for module, layer in module_names(config, state):
@@ -131,13 +135,26 @@ def tensors(arch: str, model: GPT) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}{NAMES[module]}.{part}", tensor
 
 
+def stacked_experts(config: GPTConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state in which each kind of the experts' weights is one tensor (E, ...) of all experts of a layer, such as
+    h.0.mlp.experts.c_fc.weight; that of a dense model as it is."""
+    state = dict(state)
+    for name in [name for name in state if ".mlp.experts.0." in name]:
+        mlp, _, part = name.partition(".experts.0.")
+        experts = [state.pop(f"{mlp}.experts.{e}.{part}") for e in range(config.n_expert)]
+        state[f"{mlp}.experts.{part}"] = torch.stack(experts)
+    return state
+
+
 def module_names(config: GPTConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, int | None]]:
     """Each module of the model that has parameters, or would have them in the family, and its layer."""
     for module in ("wte", "wpe", "ln_f", "lm_head"):
         if module == "ln_f" or f"{module}.weight" in state:
             yield module, None
-    inside = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
-    inside += ["mlp.c_gate"] if config.activation == "swiglu" else []
+    mlp = "mlp.experts" if config.n_expert else "mlp"
+    inside = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", f"{mlp}.c_fc", f"{mlp}.c_proj"]
+    inside += [f"{mlp}.c_gate"] if config.activation == "swiglu" else []
+    inside += ["mlp.router"] if config.n_expert else []
     for layer in range(config.n_layer):
         yield from ((module, layer) for module in inside)
 

@@ -303,12 +303,14 @@ def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     if c["position"] == "rotary" and c["rotary_fraction"] != 1:
         positions += f", {c['rotary_fraction']:.0%} of each head"
     grouped = f", {c['n_kv_head']} key/value heads" if c["n_kv_head"] not in (0, c["n_head"]) else ""
+    experts = f"{c['n_expert']}, of which a token takes {c['n_expert_per_tok']}" if c.get("n_expert") else None
     return [
         ("architecture", architecture(model)),
         ("parameters", number(model["parameters"])),
         ("layers", c["n_layer"]),
         ("heads", f"{c['n_head']}{grouped}"),
         ("width", c["n_embd"]),
+        ("experts", experts),
         ("context", f"{c['block_size']:,} tokens"),
         ("vocabulary", number(c["vocab_size"])),
         ("positions", positions),

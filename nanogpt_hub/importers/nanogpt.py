@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from nanogpt_hub.checkpoint import CheckpointError, check_core, save_model
-from nanogpt_hub.families import OWN_TYPE, config_from_hf, empty_model, is_buffer, parameter_shapes
+from nanogpt_hub.families import (
+    OWN_TYPE,
+    config_from_hf,
+    empty_model,
+    is_buffer,
+    later_nanochat,
+    parameter_shapes,
+)
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, GPTConfig
@@ -34,6 +41,10 @@ SETTINGS = (  # of nanoGPT's train.py, what says how a model was trained; the ot
 GPT2_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # what nanoGPT can start from
 GPT2_VOCABULARIES = (50257, 50304)  # as it is, and padded to a multiple of 64
 MAX_META_BYTES = 2**24  # every character that Unicode has fits
+NANOCHAT = (
+    "; its tensors are those of karpathy's nanochat, which is another model. As it is today (smear gate, value "
+    "embeddings, scalars on the residual stream) it is not the one that Transformers and this project call nanochat"
+)
 LITERALS = ("NONE", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE", "BINUNICODE")
 
 
@@ -90,7 +101,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no checkpoint of nanoGPT: {reason}") from error
     parts = [content.get(part) for part in ("model", "model_args")] if isinstance(content, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"{path} is no checkpoint of nanoGPT: it has no 'model' and 'model_args'")
+        names = [name for name in content if isinstance(name, str)] if isinstance(content, dict) else []
+        other = NANOCHAT if any(name.endswith(".attn.c_q.weight") or later_nanochat(name) for name in names) else ""
+        raise CheckpointError(f"{path} is no checkpoint of nanoGPT: it has no 'model' and 'model_args'{other}")
     return content
 
 

@@ -34,7 +34,7 @@ class LookTab:
             with gr.Column(scale=4, min_width=300):
                 self.panel = view("panel", elem_id="look-panel")
         with gr.Tabs():
-            self.views = [*self.attention(), self.lens(), self.next_token(), self.pieces()]
+            self.views = [*self.attention(), self.lens(), self.next_token(), self.pieces(), *self.experts()]
         self.looked = gr.State(None)  # the place that the tab shows
         self.shown = [self.text, self.read, self.tokens, self.figures, self.panel, *self.views]
         inputs, outputs = [page.place, self.text, *controls.fields], self.shown
@@ -78,6 +78,16 @@ class LookTab:
             note("The model never sees letters. The tokenizer cuts the text into tokens; each is a number, its id.")
             return view("pieces", elem_id="pieces")
 
+    def experts(self) -> tuple[gr.Tab, gr.HTML]:
+        """Of mixtures of experts only: the tab is hidden for a dense model."""
+        with gr.Tab("Experts", visible=False) as tab:
+            note(
+                "Each layer of this model has several feed-forwards, the experts, and a router that sends each token "
+                "to a few of them. A cell names the experts that a token took, first the one that counts most, which "
+                "gives the colour. Expert 1 of one layer has nothing to do with expert 1 of another."
+            )
+            return tab, view("experts", elem_id="experts")
+
     def run(self, place: Resolved, text: str, *values: Any) -> list[Any]:
         playground = self.playground
         text = text or playground.sample_text(place)
@@ -90,7 +100,9 @@ class LookTab:
         pieces = views.pieces_view(playground.cut(place, text))
         panel = self.look(read, len(read.ids), values)
         maps = views.attention_view(inside), views.lens_view(lens, inside)
-        return [text, read, {**tokens, "panel": "look-panel"}, figures, panel, part, *maps, next_tokens, pieces]
+        experts = gr.Tab(visible=inside.experts is not None), views.experts_view(inside)
+        shown = [text, read, {**tokens, "panel": "look-panel"}, figures, panel, part]
+        return [*shown, *maps, next_tokens, pieces, *experts]
 
     def look(self, read: Continuation, n: int, values: tuple) -> dict:
         seen = self.playground.position(read, n, self.playground.settings(read.place, **named(values)))

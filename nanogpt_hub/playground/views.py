@@ -56,6 +56,20 @@ def lens_view(result: LogitLens, inside: Inside) -> dict:
     return {"tokens": list(inside.tokens), "rows": rows}
 
 
+def experts_view(inside: Inside) -> dict | None:
+    """A table: a row for each layer, a column for each token, in a cell the experts that it took, most first, with how
+    much it took of each. None for a dense model."""
+    if inside.experts is None:
+        return None
+
+    def taken(shares: list[float]) -> list[list[float]]:
+        return sorted(([e, round(p, 3)] for e, p in enumerate(shares, start=1) if p), key=lambda each: -each[1])
+
+    layers = enumerate(inside.experts.tolist(), start=1)
+    rows = [{"name": f"layer {n}", "cells": [taken(shares) for shares in tokens]} for n, tokens in layers]
+    return {"tokens": list(inside.tokens), "experts": inside.experts.size(-1), "rows": rows}
+
+
 def surprise_note(result: Surprise) -> str:
     """The figures in a sentence, and where the model was caught out."""
     worst = sorted(result.tokens[1:], key=lambda token: -(token.bits or 0.0))[:3]
@@ -129,7 +143,7 @@ def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[
         {"step": n, "note": step_note(run, n), "text": run.sample(n, SAMPLE_CHARACTERS), "usable": n in usable}
         for n in steps
     ]
-    measures = (*CURVES, "learning_rate", "tokens_per_second")
+    measures = (*CURVES, "learning_rate", "tokens_per_second", "expert_evenness")
     drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
     return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
 

@@ -16,7 +16,7 @@ from nanogpt_hub.sampling import SamplingConfig
 from nanogpt_hub.speculate import Speculator
 from nanogpt_hub.tokenizer import build_tokenizer
 
-FAMILIES = ["nanogpt", "gpt2", "pythia", "llama", "nanochat"]
+FAMILIES = ["nanogpt", "gpt2", "pythia", "llama", "mixtral", "nanochat"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,11 +73,15 @@ def test_families_come_close(preset):
     model = tiny_model(preset)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = quantize_int8(model)
-    assert not [name for name, module in small.named_modules() if type(module) is nn.Linear]
+    plain = [name for name, module in small.named_modules() if type(module) is nn.Linear]
+    assert plain == (["h.0.mlp.router", "h.1.mlp.router"] if preset == "mixtral" else [])
     idx = torch.randint(96, (3, 32), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         logits, expected = small(idx)[0], model(idx)[0]
-    assert 0 < (logits - expected).norm() / expected.norm() < 0.05
+    off = (logits - expected).norm(dim=-1) / expected.norm(dim=-1)  # of each token
+    assert 0 < off.median() < 0.05
+    if preset != "mixtral":  # in which a token may stand between two experts
+        assert (logits - expected).norm() / expected.norm() < 0.05
     assert small.wte.weight is model.wte.weight  # shared, and the old model is as it was
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert type(model.lm_head) is nn.Linear

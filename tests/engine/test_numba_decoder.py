@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import VARIANTS, make_gpt
+from helpers import DENSE, make_gpt
 
 from nanogpt_hub.engine.int8 import Int8Linear, quantize_int8
 from nanogpt_hub.generate import generate_naive, stream_tokens
@@ -18,7 +18,7 @@ tuning = pytest.importorskip(
     "nanogpt_hub.engine.tuning", reason="Numba is not installed: the compiled engine is not tested"
 )
 pytestmark = pytest.mark.usefixtures("compiled")
-ALL = [*VARIANTS, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
+ALL = [*DENSE, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
 
 
 @pytest.fixture

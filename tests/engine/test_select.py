@@ -93,6 +93,13 @@ def test_a_field_or_a_value_that_is_not_declared(fast, monkeypatch, truth):
     assert written(model, fast)[1] == "plain"
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["float32", "int8"])
+def test_a_mixture_of_experts(fast, truth, small):
+    model = make_gpt("mixtral", n_expert=4)
+    model = quantize_int8(model) if small else model
+    assert written(model, fast) == (truth(model), "plain")
+
+
 def test_hooks_and_replaced_functions(fast, monkeypatch, truth):
     model = make_gpt()
     handle = model.h[1].attn.register_forward_hook(lambda module, inputs, output: 0 * output)  # an ablated head

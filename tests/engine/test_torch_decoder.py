@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import VARIANTS
+from helpers import DENSE
 
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.engine.torch_decoder import TorchDecoder
@@ -21,7 +21,7 @@ def make(name: str, **overrides) -> GPT:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("name", "overrides"), DENSE, ids=str)
 @torch.inference_mode()
 def test_equals_the_core_in_pieces(name, overrides, rows):
     model = make(name, **overrides)
@@ -34,7 +34,7 @@ def test_equals_the_core_in_pieces(name, overrides, rows):
         torch.testing.assert_close(getattr(caches[1], buffer), getattr(caches[0], buffer))
 
 
-@pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("name", "overrides"), DENSE, ids=str)
 @torch.inference_mode()
 def test_rows_of_different_length(name, overrides):
     model, idx = make(name, **overrides), torch.randint(50, (9, 3))

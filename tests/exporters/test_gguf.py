@@ -78,12 +78,21 @@ class File:
         return self.linear(y.transpose(0, 1).flatten(1), f"{block}.attn_output")
 
     def feed_forward(self, x, block: str):
+        if "expert_count" in self.facts:
+            return torch.stack([self.experts(token, block) for token in x])
         up = self.linear(x, f"{block}.ffn_up")
         if self.arch == "llama":
             inner = F.silu(self.linear(x, f"{block}.ffn_gate")) * up
         else:
             inner = F.gelu(up, approximate="tanh")
         return self.linear(inner, f"{block}.ffn_down")
+
+    def experts(self, x, block: str):
+        """The weighted mean of the experts that one token x (C,) takes."""
+        probs, chosen = self.linear(x, f"{block}.ffn_gate_inp").softmax(-1).topk(self.facts["expert_used_count"])
+        up, gate, down = (self.tensors[f"{block}.ffn_{name}_exps.weight"][chosen] for name in ("up", "gate", "down"))
+        inner = F.silu(gate @ x) * (up @ x)  # (k, F)
+        return ((probs / probs.sum())[:, None] * (down @ inner[..., None])[..., 0]).sum(0)
 
     def logits(self, ids: list[int]):
         x = self.tensors["token_embd.weight"][ids]
@@ -118,7 +127,7 @@ class File:
 SHAPES = [
     ("gpt2", {}), ("gpt2", {"attn_bias": False, "mlp_bias": False, "norm_bias": False}), ("nanogpt", {}),
     ("nanogpt", {"norm_weight": False, "norm_bias": False, "mlp_bias": False}), ("pythia", {}), ("llama", {}),
-    ("llama", {"n_kv_head": 2, "tie_word_embeddings": True, "attn_bias": True}),
+    ("llama", {"n_kv_head": 2, "tie_word_embeddings": True, "attn_bias": True}), ("mixtral", {"n_inner": 96}),
 ]  # fmt: skip
 
 
@@ -132,7 +141,7 @@ def test_the_file_computes_what_the_model_does(tmp_path, preset, changes):
         ours = model(torch.tensor([ids]))[0][0]
         theirs = found.logits(ids)
     assert theirs.shape == ours.shape
-    allowed = 1e-4 if preset in ("gpt2", "llama") else 3e-2  # llama.cpp has the tanh approximation of gelu alone
+    allowed = 3e-2 if preset in ("nanogpt", "pythia") else 1e-4  # llama.cpp has the tanh approximation of gelu alone
     assert (theirs - ours).abs().max() < allowed * ours.abs().max()
 
 
@@ -149,7 +158,7 @@ def test_the_file_cuts_text_as_the_tokenizer_does(tmp_path, kind):
 
 
 def test_the_command_and_smaller_kinds(tmp_path, capsys):
-    folder = model_folder(tmp_path / "model", "llama")
+    folder = model_folder(tmp_path / "model", "mixtral")
     sizes = []
     for kind in ("f32", "f16", "q8_0"):
         out = tmp_path / f"{kind}.gguf"

@@ -176,6 +176,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_a_sentence(files, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["transformer.h.0.attn.c_q.weight", "_orig_mod.smear_gate.weight", "resid_lambdas"])
+def test_a_checkpoint_of_nanochat_is_told_from_one_of_nanogpt(name, tmp_path):
+    torch.save({name: torch.ones(2)}, tmp_path / "model_000650.pt")
+    with pytest.raises(CheckpointError, match="its tensors are those of karpathy's nanochat, which is another model"):
+        import_checkpoint(tmp_path / "model_000650.pt", tmp_path / "out")
+
+
 class Evil:
     """Writes a file when it is unpickled."""
 

@@ -34,6 +34,7 @@ def served_run(tmp_path_factory):
     folder = make_model(run / "best")
     make_model(run / "last", seed=4)
     make_chat_model(run.parent / "talks" / "best")
+    make_model(run.parent / "experts" / "best", n_expert=3, n_expert_per_tok=2)
     (run / "samples").mkdir()
     log = [f'{{"step": {n}, "train_loss": {4 - n / 300}, "val_loss": {4 - n / 400}}}\n' for n in range(0, 1001, 250)]
     (run / "metrics.jsonl").write_text("".join(log), encoding="utf-8")
@@ -466,6 +467,25 @@ def test_look_inside(page):
     playwright.expect(page.locator("#attention h4")).to_have_text("Layer 2, head 2")
     tab(page, "Logit lens")
     playwright.expect(page.locator("#lens tbody tr")).to_have_count(3)
+
+
+def test_the_experts_of_a_mixture(page, served_run):
+    tab(page, "Look inside")
+    playwright.expect(page.locator("#look-panel .choice").first).to_be_visible()
+    playwright.expect(page.get_by_role("tab", name="Experts", exact=True)).to_be_hidden()
+    choose(page, "#model", str(served_run[1].parent / "experts" / "best"))
+    page.locator("#load").click()
+    playwright.expect(page.locator("#facts")).to_contain_text("experts")
+    tab(page, "Experts")
+    page.locator("#look-text textarea").fill("or not to be")
+    page.locator("#look").click()
+    playwright.expect(page.locator("#experts tbody tr")).to_have_count(2)
+    cells = page.locator("#experts tbody tr").first.locator("td")
+    playwright.expect(cells).to_have_count(len("or not to be"))
+    playwright.expect(cells.first).to_have_text(re.compile(r"^[123] [123]$"))
+    playwright.expect(cells.first).to_have_attribute(
+        "title", re.compile(r"^o, layer 1: \d+ % expert [123], \d+ % expert [123]$")
+    )
 
 
 def test_training_plays_and_a_step_can_be_used(page):

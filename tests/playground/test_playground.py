@@ -16,6 +16,7 @@ from nanogpt_hub.checkpoint import CheckpointError, save_model
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
+from nanogpt_hub.lens import Inside
 from nanogpt_hub.playground import facts
 from nanogpt_hub.playground.continuation import Tree
 from nanogpt_hub.playground.links import link, pack, read_link, snippet, unpack
@@ -26,6 +27,7 @@ from nanogpt_hub.playground.views import (
     MOST_STEPS,
     attention_view,
     card_html,
+    experts_view,
     head_view,
     kept_steps,
     lens_view,
@@ -563,6 +565,18 @@ def test_views_hold_what_was_computed(playground, place):
     found = next_tokens_view(playground.next_tokens(place, text, playground.settings(place, top_k=3), n=5))
     assert [row["cells"][-1].get("cut", False) for row in found["rows"]] == [False] * 3 + [True] * 2 + [False]
     json.dumps([maps, lens_view(lens, inside), found], allow_nan=False)
+
+
+def test_experts_of_each_token_most_first():
+    assert experts_view(inside_with(None)) is None
+    shares = torch.tensor([[[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]])  # one layer, two tokens, three experts
+    view = experts_view(inside_with(shares))
+    assert view == {"tokens": ["a", "b"], "experts": 3,
+                    "rows": [{"name": "layer 1", "cells": [[[3, 0.75], [2, 0.25]], [[1, 1.0]]]}]}  # fmt: skip
+
+
+def inside_with(experts: torch.Tensor | None) -> Inside:
+    return Inside((1, 2), ("a", "b"), torch.zeros(1, 1, 2, 2), torch.zeros(2, 2, 4), experts)
 
 
 def test_cards_are_made_harmless():

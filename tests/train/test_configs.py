@@ -1,6 +1,7 @@
 """Every config in the project parses, says what it is for, and builds its model."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,19 @@ def test_there_is_a_config_for_each_promised_run():
     assert promised <= {path.stem for path in CONFIGS}
 
 
-def test_each_rung_of_the_ladder_turns_one_thing_and_the_top_is_nanochat():
-    settings = [as_settings(read(path)) for path in LADDER]
+def test_each_rung_of_the_ladder_turns_one_thing_up_to_nanochat_and_the_last_has_experts():
+    *up_to_muon, experts = LADDER
+    settings = [as_settings(read(path)) for path in up_to_muon]
     shapes = [config["model"] for config in settings]
     for lower, upper in itertools.pairwise(shapes[:-1]):
         changed = {k for k in {*lower, *upper} if lower.get(k) != upper.get(k)}
         assert 1 <= len(changed) <= 3  # one idea may be spelled in a few fields
-    assert shapes[-1] == shapes[-2]  # the last rung changes the optimizer alone
+    assert shapes[-1] == shapes[-2]  # this rung changes the optimizer alone
     assert settings[-1]["optim"]["name"] == "muon"
-    top = read(LADDER[-1]).model.gpt_config(66)
+    top = read(up_to_muon[-1]).model.gpt_config(66)
     assert family_of(top)[0] == "nanochat"
+    config, below = read(experts), read(up_to_muon[-1])
+    mixture = config.model.gpt_config(66)
+    assert replace(config, model=below.model, out_dir=below.out_dir) == below
+    assert replace(mixture, n_expert=0, n_inner=0) == top
+    assert mixture.n_expert_per_tok * mixture.ffn_width == top.ffn_width  # a token goes through as many weights

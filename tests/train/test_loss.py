@@ -264,7 +264,7 @@ def kept_bytes(config: GPTConfig, short_attention: bool) -> int:
 
 
 @pytest.mark.parametrize("short_attention", [False, True])
-@pytest.mark.parametrize("name", ["gpt2", "nanogpt", "pythia", "llama", "nanochat"])
+@pytest.mark.parametrize("name", ["gpt2", "nanogpt", "pythia", "llama", "mixtral", "nanochat"])
 def test_the_estimate_of_what_a_block_keeps(name, short_attention):
     one, three = (
         GPTConfig.preset(name, "1m", vocab_size=V, n_layer=n, n_embd=256, tie_word_embeddings=False) for n in (1, 3)

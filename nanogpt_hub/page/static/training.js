@@ -2,7 +2,7 @@
 //
 // The view `growth` below shows where one head looks at each of these steps; it follows the same slider and play button.
 //
-// {runs: [{name, curves: {train_loss: [[step, value]], val_loss, learning_rate, tokens_per_second}}], steps: [{step,
+// {runs: [{name, curves: {train_loss: [[step, value]], val_loss, learning_rate, tokens_per_second, expert_evenness}}], steps: [{step,
 // note, text, usable}], live, last, max}
 (() => {
   const { views, make, svg, bytes, announce, viewOf, roving, headMap } = nanogpt;
@@ -51,7 +51,7 @@
     const { runs, steps } = data, before = root.shown;
     const atEnd = !before || before.name !== runs[0].name || before.at >= before.count - 1;
     const loss = figure(linesOf(runs, ["train_loss", "val_loss"]), "Loss, nats per token");
-    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 130, 320), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 130, 320)].filter(Boolean);
+    const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 130, 320), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 130, 320), figure(linesOf(runs, ["expert_evenness"]), "Use of the experts, 1 is even", 130, 320)].filter(Boolean);
     const parts = [];
     if (data.live) parts.push(make("p", "live", `This run is going on: step ${data.last.toLocaleString("en")}${data.max ? " of " + data.max.toLocaleString("en") : ""}. The page follows it.`));
     const stage = make("div", "learning");

@@ -117,6 +117,25 @@
     root.replaceChildren(scrollable(lens));
   };
 
+  // --- experts ---------------------------------------------------------------------------------------------------
+  // data: {tokens, experts: how many there are in a layer, rows: [{name, cells: [[[expert, share], ...]]}]}; none of a
+  // dense model
+
+  views.experts = (root, data) => {
+    if (!data) return root.replaceChildren(make("p", "hint", "This model has one feed-forward in each layer, which all tokens go through."));
+    const hue = (expert) => `hsl(${Math.round((360 * expert) / data.experts)} 65% 50% / 0.35)`;
+    const head = make("tr", "", null, make("th", "", "token →"), ...data.tokens.map((text) => make("th", "", visible(text))));
+    const body = data.rows.map((row) =>
+      make("tr", "", null, make("th", "", row.name), ...row.cells.map((choices, n) => {
+        const cell = make("td", "", choices.map(([expert]) => expert).join(" "));
+        if (choices.length) cell.style.backgroundColor = hue(choices[0][0]);
+        cell.title = `${visible(data.tokens[n])}, ${row.name}: ${choices.map(([expert, share]) => `${percent(share)} expert ${expert}`).join(", ")}`;
+        return cell;
+      })),
+    );
+    root.replaceChildren(scrollable(make("table", "lens", null, make("thead", "", null, head), make("tbody", "", null, ...body))));
+  };
+
   // --- tokenizer -------------------------------------------------------------------------------------------------
 
   views.pieces = (root, data) => {
