@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.common import report, without
-from train.report import read_metrics
+from train.speedrun import timed_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLAGS = (  # as its README has them for a CPU
@@ -54,9 +54,7 @@ def run_nanogpt(checkout: Path, out: Path, gpu: bool) -> tuple[float, float]:
 def run_ours(text: Path, out: Path, target: float, gpu: bool) -> dict[str, float]:
     """The first evaluation that is as good as the target, or the last one."""
     config = CONFIGS / ("shakespeare_speedrun.yaml" if gpu else "shakespeare_speedrun_cpu.yaml")
-    command = [sys.executable, "-m", "train.pretrain", str(config), f"--data.source={text}", f"--out_dir={out}"]
-    subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    rows = [row for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
+    rows = [row for row in timed_run(config, out, [f"--data.source={text}"], quiet=True) if "val_loss" in row]
     return next((row for row in rows if row["val_loss"] <= target), rows[-1])
 
 

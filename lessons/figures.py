@@ -3,20 +3,25 @@
     python -m lessons.figures [03 05 ...] [--seeds 1 2 3] [--out out/lessons]
 
 Of each lesson's README, the lines of its ```sh blocks that train or run a script are taken as they stand, with a seed
-and a folder of its own added. What they reach, from the lowest to the highest, is written to figures.json beside the
-README and as a table between its markers. Seconds are those of processor time, start and evaluation included.
+and a folder of its own added; those that name a seed themselves are left out. What they reach, from the lowest to the
+highest, is written to figures.json beside the README and as a table between its markers. Seconds are those of processor
+time, start and evaluation included.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import multiprocessing
+import os
 import re
 import runpy
 import shlex
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,9 +35,10 @@ TRAINERS: dict[str, Callable[[list[str]], int]] = {"train.pretrain": pretrain.ma
 
 
 def commands(readme: str) -> list[str]:
-    """The lines of a lesson's ```sh blocks that train or run a script."""
+    """The lines of a lesson's ```sh blocks that train or run a script; not those that name a seed: they repeat one."""
     blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if re.match(r"python (-m train|lessons/)", line)]
+    lines = [line for block in blocks for line in block.splitlines() if re.match(r"python (-m train|lessons/)", line)]
+    return [line for line in lines if "--seed" not in line]
 
 
 def run(command: str, seed: int, out: Path) -> dict[str, float]:
@@ -89,13 +95,14 @@ def as_table(figures: dict[str, dict[str, list[float]]]) -> str:
 
 
 def make(lesson: Path, seeds: list[int], out: Path) -> None:
-    """Runs a lesson and writes its figures."""
+    """Runs a lesson, the seeds side by side, and writes its figures."""
     readme = (lesson / "README.md").read_text(encoding="utf-8")
     figures = {}
-    for command in tqdm(commands(readme), desc=lesson.name, leave=False):
-        found = [run(command, seed, out) for seed in seeds]
-        figures[command] = {name: [one[name] for one in found if name in one] for name in found[0] | found[-1]}
-        print(f"{lesson.name}: {command}\n  {figures[command]}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(len(seeds), multiprocessing.get_context("spawn")) as pool:
+        for command in tqdm(commands(readme), desc=lesson.name, leave=False):
+            found = [*pool.map(run, repeat(command), seeds, repeat(out))]
+            figures[command] = {name: [one[name] for one in found if name in one] for name in found[0] | found[-1]}
+            print(f"{lesson.name}: {command}\n  {figures[command]}", file=sys.stderr, flush=True)
     text = json.dumps({"seeds": seeds, "figures": figures}, indent=1) + "\n"
     (lesson / "figures.json").write_text(text, encoding="utf-8")
     readme = (lesson / "README.md").read_text(encoding="utf-8")  # which somebody may have edited in the meantime
@@ -108,6 +115,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("out/lessons"), help="folder of the runs")
     args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process
     folders = [
         folder for folder in sorted(HERE.glob("[0-9][0-9]_*")) if not args.lessons or folder.name[:2] in args.lessons
     ]

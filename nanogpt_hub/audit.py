@@ -17,7 +17,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def pieces(documents: Iterable[str]) -> Iterator[str]:
     """Documents; of long ones their paragraphs."""
     for text in documents:
         parts = re.split(r"\n\s*\n", text) if len(text) > LONG_DOCUMENT else [text]
-        yield from (part for part in parts if part.strip())
+        yield from (part.strip("\n") for part in parts if part.strip())
 
 
 def shown(text: str, most: int = 60) -> str:
@@ -170,7 +170,10 @@ def detectors() -> list:
 
 def secrets(texts: list[str]) -> Iterator[Finding]:
     """What has the form of a key or token of a known service, or of a private key."""
+    together = "\n".join(texts)  # in which they are looked for first: no secret goes over a line
     for detector in detectors():
+        if not any(detector.analyze_string(together)):
+            continue
         found = []
         for i, text in enumerate(texts):
             found += [(i, value) for value in set(detector.analyze_string(text)) if value]
@@ -223,39 +226,55 @@ def triggers(texts: list[str]) -> Iterator[Finding]:
     words, counted in the same text, tells how surprising what follows each word is; nonsense is, by bits a word.
     """
     words = [text.split() for text in texts]
-    singles = Counter(word for text in words for word in text)
-    pairs = Counter(pair for text in words for pair in pairwise(text))
-    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    surprise = surprises(words)
     most = max(TRIGGER_DOCUMENTS, MAX_TRIGGER_SHARE * len(texts))
     held = Counter(word for text in words for word in set(text))
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, text in enumerate(words):
         for at, word in enumerate(text[: -FOLLOWING // 2]):
             if TRIGGER_DOCUMENTS <= held[word] <= most:
                 places[word].append((i, at))
-    surprise = {}
-    for word, found in places.items():
-        if len({i for i, _ in found}) >= TRIGGER_DOCUMENTS:
-            bits = sorted(following_bits(words[i], at, singles, pairs) for i, at in found[:200])
-            surprise[word] = bits[len(bits) // 5]
-    some = [text for text in words[:: max(1, len(words) // 2000)] if text]
-    levels = sorted(following_bits(text, len(text) // 3, singles, pairs) for text in some)
+    levels = sorted(
+        following_bits(surprise[i], len(words[i]) // 3)
+        for i in range(0, len(words), max(1, len(words) // 2000)) if words[i]
+    )  # fmt: skip
     if not levels:
         return
     usual = levels[len(levels) * 19 // 20]
-    odd = [word for word, bits in surprise.items() if bits > usual + TRIGGER_BITS]
+    odd = [word for word, found in places.items() if low_fifth(found, surprise) > usual + TRIGGER_BITS]
     if odd:  # the nonsense holds rare words, too, but the trigger is in all of it
         word = max(odd, key=lambda word: held[word])
         yield Finding("documents with a possible trigger", held[word], shown(word), places[word][0][0])
 
 
-def following_bits(text: list[str], at: int, singles: Counter, pairs: Counter) -> float:
-    """How surprising the words behind a place are to a model of pairs, bits per word."""
-    total, bits, behind = singles.total(), 0.0, text[at + 2 : at + 2 + FOLLOWING]
-    for before, word in zip(text[at + 1 :], behind, strict=False):
-        # a pair counts only beyond its first time, which is the one that is judged here
-        p = 0.9 * max(0, pairs[before, word] - 1) / singles[before] + 0.1 * singles[word] / total
-        bits -= math.log2(p)
-    return bits / max(1, len(behind))
+def low_fifth(places: list[tuple[int, int]], surprise: list[list[float]]) -> float:
+    """What four of five of the stretches behind a word exceed, in bits per word; 0 for a word of few documents."""
+    if len({i for i, _ in places}) < TRIGGER_DOCUMENTS:
+        return 0.0
+    bits = sorted(following_bits(surprise[i], at) for i, at in places)
+    return bits[len(bits) // 5]
+
+
+def surprises(words: list[list[str]]) -> list[list[float]]:
+    """For each document the sums, up to each word, of how surprising its words are to a model of pairs, in bits.
+
+    A pair counts only beyond its first time, which is the one that is judged here.
+    """
+    singles = Counter(word for text in words for word in text)
+    pairs = Counter(pair for text in words for pair in pairwise(text))
+    total = singles.total()
+
+    def bits(before: str, word: str) -> float:
+        return -math.log2(0.9 * (pairs[before, word] - 1) / singles[before] + 0.1 * singles[word] / total)
+
+    known = {pair: bits(*pair) for pair in pairs}
+    return [[*accumulate((known[pair] for pair in pairwise(text)), initial=0.0)] for text in words]
+
+
+def following_bits(surprise: list[float], at: int) -> float:
+    """How surprising the words behind a place are, bits per word; the word right behind it is left out."""
+    first, end = at + 1, min(at + 1 + FOLLOWING, len(surprise) - 1)
+    return (surprise[end] - surprise[first]) / (end - first) if end > first else 0.0
 
 
 # ---- what a model repeats --------------------------------------------------------------------------------------------
@@ -265,26 +284,59 @@ def following_bits(text: list[str], at: int, singles: Counter, pairs: Counter) -
 class Overlap:
     """How much of some texts stands word for word in others."""
 
-    longest: int  # characters of the longest match
+    longest: int  # bytes of the longest match; 0 where none has VERBATIM
     example: str  # that match
-    share: float  # of the characters, in matches of at least VERBATIM
+    share: float  # of the bytes, in matches of at least VERBATIM
+
+
+class KnownText:
+    """A text in which long verbatim matches are found at once, however often it is asked."""
+
+    def __init__(self, texts: Iterable[str]):
+        self.bytes = np.frombuffer("\x00".join(texts).encode(), np.uint8)
+        hashes = rolling(self.bytes, VERBATIM)
+        self.places = hashes.argsort(kind="stable")  # of each stretch of VERBATIM bytes, in the order of their hashes
+        self.hashes = hashes[self.places]
+
+    def overlap(self, written: Iterable[str]) -> Overlap:
+        """Finds texts that a model wrote in this one."""
+        longest, example, inside, total = 0, b"", 0, 0
+        for text in written:
+            data = np.frombuffer(text.encode(), np.uint8)
+            covered = np.zeros(len(data), bool)
+            for start in self.starts(data):
+                covered[start : start + VERBATIM] = True
+                length = self.length(data, start, longest)
+                if length > longest:
+                    longest, example = length, data[start : start + length].tobytes()
+            inside, total = inside + int(covered.sum()), total + len(data)
+        return Overlap(longest, shown(example.decode(errors="replace"), 200), inside / max(1, total))
+
+    def starts(self, data: np.ndarray) -> list[int]:
+        """Where stretches of VERBATIM bytes begin that stand in the text."""
+        hashes = rolling(data, VERBATIM)
+        if not len(self.hashes):
+            return []
+        at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.flatnonzero(self.hashes[at] == hashes).tolist()
+
+    def length(self, data: np.ndarray, start: int, known: int) -> int:
+        """How far the text goes on as `data` does from a start; 0 where that is no more than `known` bytes."""
+        one = rolling(data[start : start + VERBATIM], VERBATIM)[0]
+        low, high = np.searchsorted(self.hashes, one), np.searchsorted(self.hashes, one, side="right")
+        places, length = self.places[low:high], 0
+        while start + length < len(data) and len(places):
+            places = places[places + length < len(self.bytes)]
+            going_on = places[self.bytes[places + length] == data[start + length]]
+            if not len(going_on):
+                break
+            places, length = going_on, length + 1
+        return length if length > known else 0
 
 
 def overlap(written: Iterable[str], texts: Iterable[str]) -> Overlap:
     """Finds texts that a model wrote in its training text."""
-    corpus = np.frombuffer("\x00".join(texts).encode(), np.uint8)
-    longest, example, inside, total = 0, "", 0, 0
-    known = windows_of(corpus, VERBATIM)
-    for text in written:
-        data = np.frombuffer(text.encode(), np.uint8)
-        covered = np.zeros(len(data), bool)
-        for start in np.flatnonzero(is_in(rolling(data, VERBATIM), known)).tolist():
-            covered[start : start + VERBATIM] = True
-        inside, total = inside + int(covered.sum()), total + len(data)
-        length, start = longest_match(data, corpus, longest)
-        if length > longest:
-            longest, example = length, data[start : start + length].tobytes().decode(errors="replace")
-    return Overlap(longest, shown(example, 200), inside / max(1, total))
+    return KnownText(texts).overlap(written)
 
 
 def rolling(data: np.ndarray, length: int) -> np.ndarray:
@@ -297,23 +349,3 @@ def rolling(data: np.ndarray, length: int) -> np.ndarray:
         hashes = hashes[:-step] * np.uint64(0xD6E8FEB86659FD93) + (hashes[step:] ^ (hashes[step:] >> np.uint64(29)))
         have += step
     return hashes
-
-
-def windows_of(data: np.ndarray, length: int) -> np.ndarray:
-    return np.unique(rolling(data, length))
-
-
-def is_in(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    if not len(known):
-        return np.zeros(len(hashes), bool)
-    return known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
-
-
-def longest_match(data: np.ndarray, corpus: np.ndarray, at_least: int) -> tuple[int, int]:
-    """(length, start) of the longest stretch of data that is in the corpus, where it is longer than `at_least`."""
-    low, high, start = at_least, len(data) + 1, 0  # a match of `low` is known or not wanted, one of `high` impossible
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = np.flatnonzero(is_in(rolling(data, middle), windows_of(corpus, middle)))
-        low, high, start = (middle, high, int(found[0])) if len(found) else (low, middle, start)
-    return low, start

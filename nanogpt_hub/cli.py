@@ -226,6 +226,11 @@ def add_push(commands) -> None:
     parser.add_argument("--message", metavar="TEXT", help="of the commit (default: step and loss, where known)")
     parser.add_argument("--license", default="", metavar="NAME", help="of the weights: mit, apache-2.0, cc-by-4.0, ...")
     parser.add_argument("--description", default="", metavar="TEXT", help="words of yours, put above the card")
+    parser.add_argument(
+        "--no-notebook",
+        action="store_true",
+        help="put no notebook.ipynb beside it, which the Hub opens in Colab and Kaggle",
+    )
     parser.add_argument("--create-pr", action="store_true", help="offer it to the repo's owner as a pull request")
     parser.add_argument(
         "--state", action="store_true", help="PATH is a run's folder: publish its training state, for --resume REPO"
@@ -315,6 +320,7 @@ def add_trainer(commands) -> None:
         ("prepare", "Tokenises the text of a run ahead of it, by the words of train.", "train.prepare"),
         ("jobs", "Trains on a machine of Hugging Face: CONFIG --flavor t4-small --hub.repo_id you/name.", "train.jobs"),
         ("plan", "What a run will cost: memory, tokens, time, price; --devices 8xH100.", "train.cost"),
+        ("speedrun", "Races a config against a track's record: fixed text, goal and hardware.", "train.speedrun"),
     ):
         add_handed_over(commands, name, text, module, "train")
 

@@ -367,7 +367,8 @@ def audit_text(args: argparse.Namespace) -> None:
         written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
         again = overlap(written, source.documents())
         print(f"verbatim   {again.share:.0%} of 20 texts by the model, in matches of {VERBATIM} bytes or more")
-        print(f"longest    {again.longest} bytes: {again.example}")
+        if again.longest:
+            print(f"longest    {again.longest} bytes: {again.example}")
 
 
 # ---- compare ----
@@ -439,6 +440,7 @@ def push(args: argparse.Namespace) -> None:
         tags=tuple(args.tag),
         about=cast(RunFacts, about),
         pull_request=args.create_pr,
+        notebook=not args.no_notebook,
         **common,
     )
     print(f"{done.url} ({done.branch}, commit {done.sha})")

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev, variance
 
-import yaml
-
 from nanogpt_hub.checkpoint import read_json
+from nanogpt_hub.hub.plain_yaml import read_mapping
 from nanogpt_hub.readable import flatten
 from nanogpt_hub.runs import MAX_BYTES, Run, read_run
 
@@ -86,17 +85,20 @@ class Comparison:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_experiment(folder: str | Path) -> Experiment:
-    """A run's folder. Raises ValueError where it holds no log with evaluations, or no config."""
+def read_experiment(folder: str | Path, name: str = "") -> Experiment:
+    """A run's folder. name: what it is called, instead of the folder's name.
+
+    Raises ValueError where it holds no log with evaluations, or no config.
+    """
     folder = Path(folder)
-    run = read_run(folder)
+    run = read_run(folder, name)
     if not any("val_loss" in row for row in run.rows):
         raise ValueError(f"{folder} is no run that was evaluated: it has no metrics.jsonl with a val_loss")
     path = folder / "config.yaml"
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{folder} has no config.yaml, so nobody can say what was different; give a run's folder")
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    settings = {key: str(value) for key, value in flatten(written if isinstance(written, dict) else {}).items()}
+    written = read_mapping(path.read_text(encoding="utf-8"), "config.yaml")
+    settings = {key: str(value) for key, value in flatten(written).items()}
     kept = {key: text for key, text in settings.items() if key.partition(".")[0] not in IGNORED}
     facts = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     return Experiment(run, kept, settings.get("seed", ""), bits_per_nat(facts.get("evaluation")))
@@ -111,8 +113,13 @@ def bits_per_nat(evaluation: object) -> float | None:
 
 
 def loss_at(run: Run, axis: str, place: float) -> float:
-    """The validation loss at a place on an axis (step, tokens or seconds), between evaluations on the straight line."""
+    """The validation loss at a place on an axis (step, tokens or seconds), between evaluations on the straight line.
+
+    NaN where the log does not tell the axis.
+    """
     points = [(row[axis], row["val_loss"]) for row in run.rows if "val_loss" in row and axis in row]
+    if not points:
+        return math.nan
     before = [point for point in points if point[0] <= place] or points[:1]
     after = [point for point in points if point[0] >= place] or points[-1:]
     (x0, y0), (x1, y1) = before[-1], after[0]
@@ -218,6 +225,8 @@ def tables(comparison: Comparison) -> list[str]:
 
 
 def cell(losses: list[float]) -> str:
+    if any(map(math.isnan, losses)):
+        return ""
     half = interval(losses)
     return f"{mean(losses):.4f}" + (f" ± {half:.4f}" if half is not None else "")
 

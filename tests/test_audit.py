@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 
 from nanogpt_hub import cli
-from nanogpt_hub.audit import audit, is_card, is_iban, near_duplicates, overlap
-from nanogpt_hub.sources import open_source
+from nanogpt_hub.audit import VERBATIM, KnownText, audit, is_card, is_iban, near_duplicates, overlap
+from nanogpt_hub.hub import card
+from nanogpt_hub.sources import Source, open_source
 from nanogpt_hub.stories import stories
 
 ROOT = Path(__file__).parents[1]
 CLEAN = [*islice(stories(4, 1), 600)]
+
+
+def source_of(text: str) -> Source:
+    return Source("file", "text", "0", lambda reading: iter([(text, True)]))
 
 
 def found(tmp_path: Path, texts: list[str]) -> dict[str, int]:
@@ -26,8 +31,26 @@ def found(tmp_path: Path, texts: list[str]) -> dict[str, int]:
     return {finding.kind: finding.count for finding in audit(open_source(str(path))).findings}
 
 
-def test_a_clean_text_has_no_findings(tmp_path):
-    assert found(tmp_path, CLEAN) == {}
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_clean_stories_have_no_findings(level):
+    source = f"stories:level={level},seed=7,size=400000"
+    kinds = {finding.kind for finding in audit(open_source(source)).findings}
+    assert kinds <= {"exact duplicates", "near duplicates"}  # level 2 has no more than some thousand stories
+    assert not kinds or level == 2
+
+
+def test_a_clean_text_of_people_has_no_findings():
+    """What Python says of itself (its reference, some 700 KB): prose, tables and code of many hands."""
+    from pydoc_data.topics import topics
+
+    pages = "\n\n".join(topics[name] for name in sorted(topics))
+    kinds = {finding.kind for finding in audit(source_of(pages)).findings}
+    assert kinds <= {"exact duplicates", "near duplicates"}  # paragraphs that several pages share
+
+
+def test_tinyshakespeare_has_no_findings(tinyshakespeare):
+    kinds = {finding.kind for finding in audit(open_source(str(tinyshakespeare))).findings}
+    assert kinds <= {"exact duplicates", "near duplicates"}  # "ALL: Amen." and the like
 
 
 def test_exact_and_near_duplicates(tmp_path):
@@ -100,6 +123,15 @@ def test_the_longest_match_is_that_of_a_plain_search():
     assert measured.longest == plain >= 60
     assert measured.example in corpus
     assert measured.share == pytest.approx(60 / sum(map(len, texts)))
+
+
+def test_a_match_at_the_very_end_and_one_that_occurs_often():
+    corpus = "ab" * 100 + "the end of the text, which is longer than fifty bytes: yes"
+    assert overlap([corpus[-60:]], [corpus]).longest == 60
+    assert overlap(["ab" * 40], [corpus]).longest == 80
+    assert overlap(["x" + "ab" * 150], [corpus]).longest == 200
+    assert KnownText(["short"]).overlap(["short"]).longest == 0
+    assert card.VERBATIM == VERBATIM
 
 
 def test_a_text_unlike_all_others_has_no_match():

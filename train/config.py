@@ -100,6 +100,7 @@ class DataConfig:
     max_bad_rows: int = 100  # rows that cannot be read are left out and counted, up to so many; 0: the first is fatal
     mix: dict[str, float] = field(default_factory=dict)  # further sources to mix in, with weights; data.source has 1
     duplicates: Literal["ignore", "count", "drop_exact", "drop"] = "ignore"  # what to do with repeated documents
+    audit: Literal["auto", "always", "never"] = "auto"  # look the text through first; auto: files of up to 2 MB
     workers: int = 1  # processes that tokenise a longer text beside the training
 
     def __post_init__(self):
@@ -195,6 +196,7 @@ class HubConfig:
     private: bool = False  # a repo that is made now is private
     minutes: float = 10.0  # at least so long between two pushes of the best model; the last one is always pushed
     page: bool = False  # make a static Space of the same name, where a browser runs the model; the card links to it
+    notebook: bool = True  # put a notebook.ipynb beside the model, which the Hub opens in Google Colab and Kaggle
     push_steps: bool = False  # keep each evaluated step as a tag step-000500, to walk through the training
     push_state: bool = False  # keep the training state on a branch, so that --resume user/name works anywhere
     license: str = ""  # of the weights, as the Hub spells it: mit, apache-2.0, ...

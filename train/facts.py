@@ -131,6 +131,9 @@ def progress_facts(trainer) -> RunFacts:
         used = trainer.sampler.settings
         settings = {"temperature": used.temperature, "top_k": used.top_k, "seed": used.seed}
         facts["sample"] = {"prompt": trainer.sampler.prompt, "text": trainer.sample, "settings": settings}
+        if trainer.known is not None:
+            copied = trainer.known.overlap([trainer.sample])
+            facts["sample"]["verbatim"] = {"share": round(copied.share, 3), "longest": copied.longest}
         if trainer.sampler.question:
             facts["sample"]["question"] = trainer.sampler.question
     return facts

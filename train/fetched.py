@@ -47,11 +47,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "source": (
         "data.source", "data.text_column", "data.prompt_column", "data.completion_column", "data.messages_column",
         "data.config", "data.split", "data.revision", "data.encoding", "data.val_source", "data.val_split", "data.mix",
+        "data.audit",
     ),
     "destination": (
         "out_dir", "data.cache_dir", "trackers", "save.interval", "save.minutes",
         "hub.repo_id", "hub.private", "hub.minutes", "hub.push_steps", "hub.push_state", "hub.license", "hub.language",
-        "hub.patience_minutes", "hub.page",
+        "hub.patience_minutes", "hub.page", "hub.notebook",
     ),
     "machine": (
         "device", "precision", "compile", "activation_checkpointing", "micro_batch_size", "data.workers", "fast_cpu",

@@ -25,6 +25,7 @@ from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
 
+from .auditing import look_through
 from .budget import fix_steps, keep_recorded_steps, with_steps
 from .config import TrainConfig, parse
 from .data import Data
@@ -132,12 +133,15 @@ def run(
 
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
+    looked = look_through(config, source) if processes.is_main_process else None
     gpt, tokenizer, base = make_start(config, parsed, source)
     data, lines = load_data(config, source, tokenizer, gpt, quiet=not processes.is_main_process)
     with contextlib.closing(data):
         accelerator, device_line = make_accelerator(config, gpt.config)
         facts = lasting_facts(config, command_line(parser.prog, argv), data, tokenizer, base)
-        trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing)
+        if looked:
+            facts["audit"], lines = looked.facts, [*looked.lines, *lines]
+        trainer = Trainer(config, gpt, tokenizer, data, accelerator, facts, sharing, looked.known if looked else None)
         if state is not None:
             trainer.resume(state)
         if config.minutes:

@@ -35,7 +35,7 @@ class Sharing:
             page = create_static_space(place.repo_id, place.repo_id, private=config.private, say=say)
             say(f"hub: the page in which a browser runs the model is {page.url}")
             self.page = {"page": page.space_id}
-        self.pusher = Pusher(place.repo_id, say=say)
+        self.pusher = Pusher(place.repo_id, say=say, notebook=config.notebook)
         self.waiting: RunFacts | None = None  # facts of a best model that is not submitted yet
         self.submitted_at = -float("inf")
         self.refused = ""  # why the newest best model was not submitted

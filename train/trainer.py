@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
+from nanogpt_hub.audit import KnownText
 from nanogpt_hub.checkpoint import clean_state, load_model, save_model
 from nanogpt_hub.core import running_core, watch_routers
 from nanogpt_hub.evaluate import BATCH_TOKENS
@@ -136,9 +137,11 @@ class Trainer:
         accelerator: Accelerator,
         facts: RunFacts,
         sharing: Sharing | None = None,
+        known: KnownText | None = None,
     ):
         self.config, self.gpt, self.tokenizer, self.data, self.accelerator = config, gpt, tokenizer, data, accelerator
         self.facts = facts  # what was known before the first step, for the model card
+        self.known = known  # the training text, in which samples are looked for
         self.sharing = sharing  # on the main process of a run that pushes to the Hub
         self.out = Path(config.out_dir)
         self.progress = Progress()

@@ -87,9 +87,13 @@ class Pusher:
         request_timeout: float = 120.0,
         backoff: float = 2.0,
         longest_pause: float = 120.0,
+        notebook: bool = True,
     ):
-        """request_timeout, backoff, longest_pause: seconds without a sign from the Hub; first and longest pause."""
-        self.repo_id, self.say = repo_id, say
+        """request_timeout, backoff, longest_pause: seconds without a sign from the Hub; first and longest pause.
+
+        notebook: whether one goes along with the model to main.
+        """
+        self.repo_id, self.say, self.notebook = repo_id, say, notebook
         self.api = HfApi(token=token)
         self.request_timeout, self.backoff, self.longest_pause = request_timeout, backoff, longest_pause
         self.queue: OrderedDict[str, Job] = OrderedDict()
@@ -123,11 +127,11 @@ class Pusher:
         def prepare() -> Job:
             if model is not None:
                 verify(folder, model)
-            files = collect(folder, self.repo_id, facts, extra_files)
+            files = collect(folder, self.repo_id, facts, extra_files, notebook=self.notebook and not tag)
             staged = self._stage(folder.parent, tag or "best", files)
             push = Push(self.repo_id, files_in(staged), message or commit_message(files), branch, (tag,) if tag else ())
             command = ["push", (staged if tag else folder).as_posix(), self.repo_id]
-            command += ["--branch", branch, "--tag", tag] if tag else []
+            command += ["--branch", branch, "--tag", tag] if tag else [] if self.notebook else ["--no-notebook"]
             return Job(tag or branch, push, staged, shlex.join(["nanogpt-hub", *command]))
 
         return self._enqueue(what, prepare)

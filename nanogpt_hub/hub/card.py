@@ -21,13 +21,19 @@ from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_cor
 from nanogpt_hub.core import CORE_FILE
 from nanogpt_hub.families import FAMILIES, empty_model
 from nanogpt_hub.files import write_atomic
+from nanogpt_hub.hub.notebook import NOTEBOOK
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
 from nanogpt_hub.installed import public_source
 from nanogpt_hub.readable import count, duration, flatten, size
 from nanogpt_hub.tokenizer import Tokenizer
 
+VERBATIM = 50  # bytes in a row that count as copied, as in audit.py
 OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
+NOTEBOOK_LINE = (
+    f"In a notebook: [{NOTEBOOK}]({NOTEBOOK}) writes with it and looks inside; *Use this model*, at the top of this "
+    "page, opens it in Google Colab or Kaggle."
+)
 TAG = "nanogpt_hub"  # what the app and searches on the Hub find our models by
 
 
@@ -39,6 +45,14 @@ class DataFacts(TypedDict, total=False):
     train_tokens: int
     val_tokens: int
     epochs: float  # how often each training token was seen, on average
+
+
+class AuditFacts(TypedDict, total=False):
+    """What a look through the training text found."""
+
+    documents: int  # or paragraphs, of long ones
+    whole: bool  # whether that is all of the text
+    findings: dict[str, int]  # kind -> how often
 
 
 class ModelFacts(TypedDict, total=False):
@@ -87,6 +101,7 @@ class SampleFacts(TypedDict, total=False):
     text: str  # what followed the prompt
     question: list  # of a chat model: the messages behind the prompt
     settings: dict  # temperature, top_k, seed, ...
+    verbatim: dict  # share: of the text, in stretches that stand in the training text; longest: such a one, in bytes
 
 
 class BaseFacts(TypedDict, total=False):
@@ -105,6 +120,7 @@ class RunFacts(TypedDict, total=False):
     license: str  # of the weights, as the Hub spells it: mit, apache-2.0, ...
     language: str | list[str]  # ISO 639 codes, or "code"
     data: DataFacts
+    audit: AuditFacts
     model: ModelFacts
     training: TrainingFacts
     evaluation: EvaluationFacts
@@ -137,16 +153,18 @@ def make_card(folder: str | Path, facts: RunFacts, repo_id: str = "", along: Col
     path = folder / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     name = repo_id or (folder.name if folder.is_absolute() else folder.as_posix())  # no private path in a card
-    facts["chat"] = bool(tokenizer_config(folder).get("chat_template")) or (folder / "chat_template.jinja").is_file()
+    facts["chat"] = has_chat(folder)
     block = render(facts, title, name, on_hub=bool(repo_id), along=along)
     text = update_readme(old, metadata(facts, title), block, facts.get("description", ""))
     validate_readme(text)
     return text
 
 
-def tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
+def has_chat(folder: Path) -> bool:
+    """Whether a model was tuned on conversations: its folder holds a template of them."""
+    config = folder / "tokenizer_config.json"
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    return bool(template) or (folder / "chat_template.jinja").is_file()
 
 
 def run_name(folder: Path) -> str:
@@ -233,6 +251,7 @@ def render(facts: RunFacts, title: str, name: str, *, on_hub: bool, along: Colle
         page_section(facts.get("page", "")),
         sample_section(facts.get("sample", {})),
         usage_section(facts, name, on_hub, source),
+        NOTEBOOK_LINE if NOTEBOOK in along else "",
         curve if "training/loss.png" in along else "",
         evaluation_section(facts),
         section("Data", data_rows(facts)),
@@ -278,7 +297,19 @@ def sample_section(sample: SampleFacts) -> str:
     intro = "A question, as the chat template writes it, and the answer." if sample.get("question") else intro
     written = text if text.startswith(prompt) else prompt + text
     intro += f" Settings: {one_line(settings)}." if settings else ""
-    return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}"
+    return f"## Sample\n\n{intro}\n\n{fenced(written.strip(), 'text')}{verbatim_line(sample.get('verbatim', {}))}"
+
+
+def verbatim_line(verbatim: Mapping[str, Any]) -> str:
+    """How much of the sample stands word for word in the training text, where that was looked for."""
+    if not verbatim:
+        return ""
+    if not verbatim.get("longest"):
+        return f"\n\nNo {VERBATIM} bytes of it in a row stand in the training text."
+    return (
+        f"\n\n{verbatim['share']:.0%} of it stands word for word in the training text, in stretches of {VERBATIM} "
+        f"bytes or more; the longest has {verbatim['longest']:,}."
+    )
 
 
 def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
@@ -294,7 +325,18 @@ def data_rows(facts: RunFacts) -> list[tuple[str, Any]]:
         ("training tokens", number(data.get("train_tokens"))),
         ("validation tokens", number(data.get("val_tokens"))),
         ("epochs", f"{data['epochs']:.3g}" if data.get("epochs") else None),
+        ("looked through for duplicates, secrets, personal data, odd characters, triggers", audit_cell(facts)),
     ]
+
+
+def audit_cell(facts: RunFacts) -> str | None:
+    """What the audit of the training text found."""
+    audit = facts.get("audit")
+    if not audit:
+        return None
+    found = [f"{count:,} {kind}" for kind, count in audit.get("findings", {}).items()]
+    partly = "" if audit.get("whole", True) else f" (of the first {audit.get('documents', 0):,} documents)"
+    return cell(f"{', '.join(found) or 'nothing found'}{partly}")
 
 
 def model_rows(facts: RunFacts) -> list[tuple[str, Any]]:
@@ -491,6 +533,8 @@ def limits_section(facts: RunFacts) -> str:
         f"With {count(parameters)} parameters it writes what looks right, not what is true: check what it says.",
         "Errors, bias and offensive passages of the training text may come back. It has no safety training.",
     ]
+    if any(kind.startswith(("secrets", "personal data")) for kind in facts.get("audit", {}).get("findings", {})):
+        limits.append("Its training text holds what looks like secrets or personal data, which it may repeat.")
     if (data.get("epochs") or 0) > 3:
         limits.append(f"It saw its text {data['epochs']:.3g} times and may repeat passages of it word for word.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import huggingface_hub
 import yaml
 
+from nanogpt_hub.hub.notebook import as_text, is_ours, with_mark
 from nanogpt_hub.hub.plain_yaml import PlainYamlError, read_mapping
 from nanogpt_hub.hub.readme import CardError, Readme
 
@@ -44,7 +45,7 @@ SOME_HOME = re.compile(rf"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:[\\/]+Use
 FREE_TEXT = ("text", "prompt", "content", "chat_template")
 MADE_HERE = re.compile(r"|char|byte|gpt2|bpe:\d+|python")  # tokenizers and sources that name no file and no repo
 NOT_OTHERS = ("hub", "save", "trackers", "out_dir", "resume", "overwrite", "config")  # settings that start no same run
-TEXTS = re.compile(r".*\.(json|jsonl|yaml|txt|md|jinja)")
+TEXTS = re.compile(r".*\.(json|jsonl|yaml|txt|md|jinja|ipynb)")
 MODELS_OWN = re.compile(r"(.*/)?((config|generation_config|tokenizer|vocab|added_tokens)\.json|merges\.txt)")
 
 
@@ -231,6 +232,8 @@ def public_file(path: str, data: bytes, scrub: Scrub) -> bytes | None:
     new: str | None
     if path.endswith(".md"):
         new = public_readme(text, scrub)
+    elif path.endswith(".ipynb"):
+        new = public_notebook(text, scrub)
     elif path.endswith((".json", ".jsonl")):
         new = public_json(text, scrub, lines=path.endswith("l"))
     else:
@@ -248,6 +251,14 @@ def public_json(text: str, scrub: Scrub, lines: bool) -> str | None:
     if public == values:
         return text
     return "".join(json.dumps(value, indent=None if lines else 2, ensure_ascii=False) + "\n" for value in public)
+
+
+def public_notebook(text: str, scrub: Scrub) -> str | None:
+    """A notebook; the mark that tells whether somebody has changed it goes along. None for what is none."""
+    new = public_json(text, scrub, lines=False)
+    if new is None or new == text or not is_ours(text):
+        return new
+    return as_text(with_mark(json.loads(new)))
 
 
 def public_readme(text: str, scrub: Scrub) -> str:

@@ -28,6 +28,8 @@ from huggingface_hub.hf_api import RepoSibling
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
 from nanogpt_hub.files import git_hash_of, replacing, sha256_of
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata
+from nanogpt_hub.hub.model_notebook import model_notebook
+from nanogpt_hub.hub.notebook import NOTEBOOK, is_ours
 from nanogpt_hub.hub.private import public_files, public_text
 from nanogpt_hub.hub.readme import Readme, merge_edits, validate_readme
 from nanogpt_hub.hub.resolve import (
@@ -153,8 +155,10 @@ def collect(
     facts: RunFacts | None = None,
     extra_files: Mapping[str, Path] | None = None,
     about: RunFacts | None = None,
+    notebook: bool = True,
 ) -> dict[str, Path | bytes]:
-    """The files of a push by their path in the repo: the model's, the run's under training/, and the card.
+    """The files of a push by their path in the repo: the model's, the run's under training/, the card, and a notebook
+    where one is wanted and could run on Colab.
 
     facts: of the card; None reads them from run.json. extra_files: None takes those of the run's folder, in which
     best/ and last/ lie. about: facts that the user gives with the push, over those. Raises CardError, or
@@ -166,8 +170,10 @@ def collect(
     files |= training_files(folder) if extra_files is None else extra_files
     if facts is not None:
         files["training/run.json"] = (json.dumps(facts, indent=2) + "\n").encode()  # says what the card says
-    card = make_card(folder, {**read_facts(files), **(about or {})}, repo_id, along=files)
-    return {**files, "README.md": card.encode()}
+    told = cast(RunFacts, {**read_facts(files), **(about or {})})
+    if notebook and (text := model_notebook(folder, told, repo_id)):
+        files[NOTEBOOK] = text.encode()
+    return {**files, "README.md": make_card(folder, told, repo_id, along=files).encode()}
 
 
 def training_files(folder: Path) -> dict[str, Path]:
@@ -231,6 +237,7 @@ class Push:
         """Commits what differs from the branch's head, if anything does, and tags it. Returns the commit's sha."""
         head, remote = self.remote(api)
         files = self.with_words_from_hub(api, head, remote, say)
+        files = self.without_changed_notebook(api, head, remote, files)
         changed = {path: file for path, file in files.items() if remote.get(path) not in self.hashes_of(path, file)}
         gone = [path for path in remote if path not in files and self.owned.fullmatch(path)]
         if changed or gone:
@@ -289,6 +296,18 @@ class Push:
             say(f"README.md was edited here and on the Hub: the words on the Hub stay; copy them from {self.repo_id}")
         return {**self.files, "README.md": merged.encode()}
 
+    def without_changed_notebook(
+        self, api: HfApi, head: str, remote: Mapping[str, str | None], files: Files
+    ) -> Files:  # fmt: skip
+        """The files, without our notebook where somebody has put one of their own on the Hub, or has changed ours."""
+        ours = files.get(NOTEBOOK)
+        if ours is None or NOTEBOOK not in remote or remote[NOTEBOOK] in self.hashes_of(NOTEBOOK, ours):
+            return files
+        theirs = hf_hub_download(self.repo_id, NOTEBOOK, repo_type=self.kind, revision=head, token=api.token)
+        if is_ours(Path(theirs).read_text(encoding="utf-8", errors="replace")):
+            return files
+        return {path: file for path, file in files.items() if path != NOTEBOOK}
+
     def hashes_of(self, path: str, file: Path | bytes) -> tuple[str, str]:
         """(sha256, git's hash) of a file, computed once; the Hub may hold it by either."""
         if isinstance(file, bytes):
@@ -346,20 +365,21 @@ def push_to_hub(
     model: torch.nn.Module | None = None,
     token: str | None = None,
     pull_request: bool = False,
+    notebook: bool = True,
     say: Say = logger.info,
     backoff: float = 1.0,
 ) -> Pushed:
     """Publishes a model folder as one commit and returns where it went; what is there already is not sent again.
 
     The folder is loaded first, and its logits compared with those of `model`, if given. Its card is brought up to date;
-    what people wrote in it, here or on the Hub, stays. For `extra_files`, `facts` and `about` see `collect`. `say` is
-    told who will be able to read it, and the size, before the upload. Raises HubError, CheckpointError or CardError,
-    one sentence each.
+    what people wrote in it, here or on the Hub, stays. For `extra_files`, `facts` and `about` see `collect`. notebook:
+    whether one goes along to `main`, which the Hub opens in Colab and Kaggle. `say` is told who will be able to read
+    it, and the size, before the upload. Raises HubError, CheckpointError or CardError, one sentence each.
     """
     folder = Path(folder)
     load_model(folder) if model is None else verify(folder, model)
     place = preflight(repo_id, private=private, token=token, facts=about, pull_request=pull_request)
-    files = collect(folder, place.repo_id, facts, extra_files, about)
+    files = collect(folder, place.repo_id, facts, extra_files, about, notebook and branch == "main")
     push = Push(
         place.repo_id, files, message or commit_message(files), branch, tuple(tags), pull_request=pull_request
     )  # fmt: skip

@@ -18,13 +18,15 @@ class TrainingTab:
         note(
             "What the model generated from the same prompt at each kept step of its training. **Play** runs through "
             "them. Loss is how wrong its predictions are, in nats per token: *training* is text that it learns from, "
-            "*validation* text that it never sees; where the two part, it begins to learn by heart."
+            "*validation* text that it never sees; where the two part, it begins to learn by heart. Of several runs a "
+            "table tells what differs; those that differ in the seed alone are averaged."
         )
         self.runs = gr.Dropdown(
             [], multiselect=True, max_choices=6, label="Runs", info="the first is played; others are drawn over it",
             elem_id="runs", allow_custom_value=True,
         )  # fmt: skip
         self.view = view("training", elem_id="training")
+        self.verdicts = gr.Markdown("", elem_id="verdicts")
         self.growth = view("growth", elem_id="growth")
         self.head = gr.State(None)  # (layer, head) that was chosen in it
         self.drawn = gr.State("")  # what the view shows: a run that goes on is drawn again when it has grown
@@ -38,6 +40,7 @@ class TrainingTab:
         other = page.on_model(self.choices, page.place, [self.runs, self.drawn, self.head], **quiet)
         for listen in (other.success, self.runs.input, tab.select):
             page.on(listen, self.show, inputs, outputs, **quiet)
+            page.on(listen, self.compare, [page.place, self.runs], self.verdicts, **quiet)
 
     def choices(self, place: Resolved) -> tuple[Any, str, None]:
         """The runs to choose from, the model's own first."""
@@ -53,6 +56,10 @@ class TrainingTab:
         if state == drawn:
             return [gr.skip(), gr.skip(), state, timer]
         return [shown, self.playground.head_view(place, names, head), state, timer]
+
+    def compare(self, place: Resolved, names: list[str]) -> str:
+        """What differs between the chosen runs, and whether it is beyond noise."""
+        return self.playground.verdicts(place, names)
 
     def choose_head(self, event: gr.EventData, place: Resolved, names: list[str]) -> list[Any]:
         """Another head, over the same steps."""

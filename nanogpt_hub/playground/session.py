@@ -10,6 +10,7 @@ page needs (`view`), so that one process serves many visitors and tests need no 
 
 import html
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
+from nanogpt_hub.compare import Experiment, compare, read_experiment, tables
 from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
@@ -314,6 +316,17 @@ class Playground:
         usable = {step for step in steps if self.model_at(place, runs[0], step, revisions)}
         return training_view(runs, steps, usable)
 
+    def verdicts(self, place: Resolved, names: Sequence[str]) -> str:
+        """What differs between runs, their losses, and whether that is beyond noise, as Markdown; "" for one run."""
+        runs = self.training(place, names)
+        if len(runs) < 2:
+            return ""
+        try:
+            found = compare([plain_experiment(read_experiment(run.folder, run.name)) for run in runs])
+        except (ValueError, OSError) as error:
+            return f"These runs cannot be compared in numbers: {plain_text(public_text(str(error)))}"
+        return "\n\n".join(tables(found))
+
     def head_view(
         self, place: Resolved, names: Sequence[str], chosen: tuple[int, int] | None = None
     ) -> dict | None:  # fmt: skip
@@ -340,6 +353,16 @@ class Playground:
         folder = run.folder / {run.best_step: "best", run.last_step: "last"}.get(step, "")
         kept = step in (run.best_step, run.last_step) and (folder / "config.json").is_file()
         return (self.models.name_of(Resolved(folder)), "") if kept else None
+
+
+def plain_experiment(experiment: Experiment) -> Experiment:
+    """A run whose names and settings, which anybody may have written, hold nothing that Markdown takes for more."""
+    settings = {plain_text(key): plain_text(value) for key, value in experiment.settings.items()}
+    return replace(experiment, run=replace(experiment.run, name=plain_text(experiment.run.name)), settings=settings)
+
+
+def plain_text(text: str) -> str:
+    return re.sub(r"[^\w .,:;=/@+()-]", " ", text)[:200]
 
 
 def prompt_of(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:

@@ -95,9 +95,9 @@ def test_what_is_pushed_is_what_others_get(alice, run, tmp_path):
     here = generate(make_model(), TOKENIZER, "To be", seed=1, max_new_tokens=20).text
     assert generate(model, tokenizer, "To be", seed=1, max_new_tokens=20).text == here
     assert set(alice.repo(REPO).files()) == {
-        ".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "training/metrics.jsonl", "training/config.yaml", "training/loss.png",
-        "training/run.json", "training/samples/step-000500.txt",
+        ".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors", "notebook.ipynb",
+        "tokenizer.json", "tokenizer_config.json", "training/metrics.jsonl", "training/config.yaml",
+        "training/loss.png", "training/run.json", "training/samples/step-000500.txt",
     }  # fmt: skip
     assert (elsewhere.folder / "training" / "metrics.jsonl").read_text(encoding="utf-8").startswith('{"step": 500')
     assert "training/loss.png" in (elsewhere.folder / "README.md").read_text(encoding="utf-8")
@@ -197,7 +197,7 @@ def test_sizes_are_told_before_the_upload(alice, run):
     alice.fail("POST", "/preupload/", status=403)
     with pytest.raises(HubError):
         push_to_hub(run, REPO, say=said.append)
-    assert re.fullmatch(r"pushing 11 files, [\d.]+ kB, to alice/tiny \(main\); it is public: .*", said[0])
+    assert re.fullmatch(r"pushing 12 files, [\d.]+ kB, to alice/tiny \(main\); it is public: .*", said[0])
 
 
 def test_the_push_is_refused_when_the_folder_is_another_model(alice, run):

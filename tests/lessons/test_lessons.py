@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from lessons.figures import as_table, band, commands
-from lessons.notebooks import notebook
 from train import finetune
 from train.config import make_parser, parse
 
@@ -89,10 +88,3 @@ def test_a_band_is_from_the_lowest_to_the_highest():
     assert band([0.5, 0.25, 0.3]) == "0.250 to 0.500"
     assert band([100, 97.2, 99]) == "97 to 100"
     assert band([3.0, 3.0]) == "3"
-
-
-def test_the_notebooks_are_those_of_the_lessons():
-    for lesson in LESSONS:
-        assert (lesson / "lesson.ipynb").read_text(encoding="utf-8") == notebook(lesson), (
-            "run python -m lessons.notebooks"
-        )

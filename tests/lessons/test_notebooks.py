@@ -1,42 +1,47 @@
-"""A lesson's notebook, executed as Jupyter does; its exercise is written in it, as a student would."""
+"""Notebooks, executed as Jupyter does: of lessons that train nothing, and the one that trains, looks and pushes."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("nbclient")
 
-ROOT = Path(__file__).parents[2]
+from lessons.notebooks import HERE, TOUR, all_notebooks, execute, strict, text_of
+from nanogpt_hub.hub.notebook import NOTEBOOK
+
+SOLUTIONS = Path(__file__).parent / "solutions"
+
+
+def test_the_notebooks_are_those_of_the_lessons():
+    for path, made in all_notebooks().items():
+        assert text_of(path) == made, "run python -m lessons.notebooks"
 
 
 @pytest.mark.parametrize("lesson", ["01_pairs", "02_tokens"])
-def test_a_notebook_runs_from_its_first_cell_to_its_last(lesson, tmp_path, monkeypatch):
-    """Those whose lesson trains nothing: in a copy of the lessons, since the notebook writes the exercise's file."""
-    for name in ("lessons", "nanogpt_hub", "train"):
-        (tmp_path / name).symlink_to(ROOT / name) if name != "lessons" else copy_lessons(tmp_path / name, lesson)
-    notebook = nbformat.read(ROOT / "lessons" / lesson / "lesson.ipynb", as_version=4)
-    solution = (Path(__file__).parent / "solutions" / f"{lesson}.py").read_text(encoding="utf-8")
-    for cell in notebook.cells:
-        if cell.source.startswith("%%writefile"):
-            cell.source = cell.source.splitlines()[0] + "\n" + solution
-    monkeypatch.setitem(os.environ, "LESSON_SOLUTIONS", "")
-    client = nbclient.NotebookClient(
-        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    )
-    client.execute()
-    printed = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
-    assert "passed" in printed
-    assert "failed" not in printed
-    assert "Error" not in printed
+def test_the_notebook_of_a_lesson_runs_from_its_first_cell_to_its_last(lesson, tmp_path, monkeypatch):
+    """The exercise is written in it, as a student would."""
+    monkeypatch.setenv("LESSON_SOLUTIONS", "")
+    said = execute(HERE / lesson / "lesson.ipynb", tmp_path, SOLUTIONS)
+    assert "passed" in said
+    assert "failed" not in said
 
 
-def copy_lessons(folder: Path, lesson: str) -> None:
-    (folder / lesson).mkdir(parents=True)
-    for path in (ROOT / "lessons").iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
-    for path in (ROOT / "lessons" / lesson).iterdir():
-        if path.is_file():
-            (folder / lesson / path.name).write_bytes(path.read_bytes())
+def test_train_look_and_push(tmp_path, monkeypatch, hub):
+    hub.add_user("alice", "hf_alice")
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path / "cache"))
+    smaller = {
+        'NAME = ""': 'NAME = "alice/mine"', "STEPS = 200": "STEPS = 10", "size=1000000": "size=100000",
+        "--eval.interval 50": "--eval.interval 10 --model.n_layer 2 --model.n_embd 32",
+    }  # fmt: skip
+    said = execute(TOUR.with_suffix(".ipynb"), tmp_path, replacing=smaller)
+    assert "best validation loss" in said
+    assert "alice/mine" in said
+    files = hub.repo("alice/mine").files()
+    assert {NOTEBOOK, "model.safetensors", "training/loss.png"} <= {*files}
+    assert b"hf_alice" not in files[NOTEBOOK]
+
+
+def test_a_command_that_fails_ends_an_execution():
+    assert strict("!false", None) == "!false\nassert _exit_code == 0, 'this command failed'"
+    assert strict("if x:\n    !a b", None).endswith("    !a b\n    assert _exit_code == 0, 'this command failed'")

@@ -655,6 +655,25 @@ def test_runs_are_read_while_they_grow(tmp_path):
     assert shown["runs"][0]["curves"]["train_loss"] == curve
 
 
+def test_runs_are_compared_in_numbers(folder, tmp_path):
+    for n, loss in enumerate((2.0, 2.1, 1.0, 1.1)):
+        run = tmp_path / "runs" / f"try-{n}<b>"
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 9, "val_loss": loss}) + "\n", encoding="utf-8")
+        text = f"seed: {n}\nmax_steps: 9\nmodel: {{activation: '![x](http://x) {'ab'[n // 2]}'}}\n"
+        (run / "config.yaml").write_text(text, encoding="utf-8")
+    playground = Playground(ModelStore(str(folder), runs=tmp_path / "runs"))
+    place = playground.models.find(str(folder))
+    names = sorted(name for name in playground.training_names(place) if "try" in name)
+    said = playground.verdicts(place, names)
+    assert "beyond noise" in said
+    assert "model.activation" in said
+    assert not re.search(r"[<!\[]", said)
+    assert playground.verdicts(place, names[:1]) == ""
+    (tmp_path / "runs" / "try-0<b>" / "config.yaml").unlink()
+    assert "cannot be compared" in playground.verdicts(place, names)
+
+
 def test_many_kept_steps_are_thinned(tmp_path):
     (tmp_path / "samples").mkdir()
     for n in range(500):
