@@ -361,6 +361,8 @@ def audit_text(args: argparse.Namespace) -> None:
         print("nothing found")
     if args.model:
         model, tokenizer = open_model(resolve(args.model), args)
+        if tokenizer is None:
+            raise CheckpointError(f"{args.model} has no tokenizer.json, so it cannot write texts to compare with")
         sampling = SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1)
         written = [result.text for result in generate_texts(model, tokenizer, [""] * 20, sampling)]
         again = overlap(written, source.documents())

@@ -103,7 +103,8 @@ def fill(hub: HubServer, place: Path) -> list[str]:
     }  # fmt: skip
     for name, files in hostile.items():
         hub.add_repo(f"mallory/{name}", {**good[0], **files})
-    return [f"mallory/{name}" for name in hostile] + ["nobody/there", "https://huggingface.co/datasets/a/b", "../../etc/passwd"]
+    nowhere = ["nobody/there", "https://huggingface.co/datasets/a/b", "../../etc/passwd"]
+    return [f"mallory/{name}" for name in hostile] + nowhere
 
 
 def trouble(hub: HubServer, cache: Path, over: threading.Event, rng: random.Random) -> None:

@@ -22,6 +22,7 @@ from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.engine import select
 from nanogpt_hub.hub.resolve import HubError, from_pretrained, resolve
 from nanogpt_hub.hub.space import collect_space, create_space
+from nanogpt_hub.model import PRESETS
 from train import pretrain
 
 TOKEN = "hf_AliceSecretToken0123456789"
@@ -171,7 +172,7 @@ def test_the_page_is_run_said_before_training_and_agrees_with_model_py(done):
     name, checkout, output = done
     edited = ", ".join(EDITS[name][1])
     assert f"model.py     edited: {edited}\n" in output
-    assert output.count("keeps what generation, training and lens count on") == 5
+    assert output.count("keeps what generation, training and lens count on") == len(PRESETS)
     assert f"saved as nanogpt_hub\nnote: model.py is edited ({edited}): the folder holds it as model.py.txt" in output
     assert output.index("note: model.py is edited") < output.index("step      0")
     assert "off by up to" not in output

@@ -140,7 +140,7 @@ class SamplingControls:
 
     def __init__(self, page: Page):
         self.device = page.models.device
-        self._by_name: dict[str, gr.components.Component] = {"max_new_tokens": token_slider(page.limits.new_tokens)}
+        self._by_name: dict[str, Any] = {"max_new_tokens": token_slider(page.limits.new_tokens)}
         groups = [[each for each in SAMPLERS.values() if each.basic is basic] for basic in (True, False)]
         self._by_name |= {each.name: sampler_slider(each) for each in groups[0]}
         with gr.Accordion("More", open=False):

@@ -182,7 +182,7 @@ def chat_command(models: ModelStore, talk: Talk) -> str:
     name = models.name_of(place)
     words = ["nanogpt-hub", "chat", f"{name}@{place.sha}" if place.sha else name]
     words += ["--system", talk.system] if talk.system else []
-    shown = [("max_new_tokens", settings.max_new_tokens)]
+    shown: list[tuple[str, Any]] = [("max_new_tokens", settings.max_new_tokens)]
     shown += [(each.name, value) for each, value in values_of(settings) if value is not None and value != each.default]
     for name, value in shown:
         words += [f"--{name.replace('_', '-')}", str(value)]

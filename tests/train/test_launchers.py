@@ -14,10 +14,11 @@ TINY = (
     "--device cpu --model.n_layer 1 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte "
     "--max_steps 2 --batch_size 4 --micro_batch_size 1 --eval.interval 2 --eval.max_windows 2 --eval.sample_tokens 4"
 ).split()
+TWO = "configs/accelerate/two_cpu_processes.yaml"
 LINES = [  # where a launcher's line is, how it begins, and what this machine needs: a free port, and no GPU
     ("README.md", "torchrun ", "--rdzv_backend c10d --rdzv_endpoint 127.0.0.1:0"),
-    ("README.md", "accelerate launch -m ", "--cpu --num_processes 2 --main_process_port 0"),
-    ("docs/scale.md", "accelerate launch --config_file configs/accelerate/two_cpu", "--main_process_port 0"),
+    ("README.md", "accelerate launch -m ", f"--config_file {TWO} --main_process_port 0"),
+    ("docs/scale.md", f"accelerate launch --config_file {TWO} ", "--main_process_port 0"),
 ]
 
 

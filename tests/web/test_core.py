@@ -66,7 +66,7 @@ def test_model_js_has_the_names_of_model_py_in_their_order():
     found = re.findall(
         r"^export (?:class|function) (\w+)", (ROOT / "web" / "model.js").read_text(encoding="utf-8"), re.M
     )
-    assert [name for name in found if name in wanted] == [name for name in wanted if name != "init_weights"]
+    assert [name for name in found if name in wanted] == wanted
 
 
 def test_configs_and_tables_are_those_of_python():
