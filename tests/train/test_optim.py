@@ -75,7 +75,7 @@ def test_newton_schulz_in_both_forms():
     assert torch.allclose(newton_schulz(x), newton_schulz_by_gram(x), atol=0.01)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="ours is not compared with PyTorch's Muon, which came in 2.9")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
 def test_muon_matches_torchs_muon_on_a_lone_matrix(monkeypatch):
     """With torch's coefficients; it computes in bfloat16, and the directions agree to that precision."""
     monkeypatch.setattr("train.optim.NS_COEFFICIENTS", ((3.4445, -4.7750, 2.0315),) * 5)
