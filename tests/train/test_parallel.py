@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import ROOT
+from helpers import own_package
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -46,14 +46,10 @@ for program, argv in json.loads(sys.argv[1]):
 TOKEN = "hf_AliceSecretToken0123456789"
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-
-
 def torchrun(*words: str, n: int = 2, **env: str) -> subprocess.CompletedProcess:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--rdzv_backend", "c10d"]
     command = [*launch, "--rdzv_endpoint", "127.0.0.1:0", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment(**env))
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=own_package(**env))
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -67,13 +63,6 @@ def val_losses(out: Path) -> dict[int, float]:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "fox.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def flags_of(name: str, text: Path, out: Path) -> list[str]:
@@ -271,7 +260,7 @@ def two_nodes(place: Path, words: list[str], flags: list[str], texts: list[Path]
             *flags,
             *own,
         ]
-        env = environment(NANOGPT_HUB_CACHE=str(disk / "cache"), HF_HOME=str(disk / "hf"))
+        env = own_package(NANOGPT_HUB_CACHE=str(disk / "cache"), HF_HOME=str(disk / "hf"))
         nodes.append(subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
     try:
         ended = [node.communicate(timeout=300) for node in nodes]
@@ -362,7 +351,7 @@ def test_processes_agree_on_what_the_first_one_sees(tmp_path):
 
 def test_the_watchdog_ends_a_process_that_waits_in_vain():
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=200, check=False, env=environment()
+        [sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=200, check=False, env=own_package()
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == "alive\nnobody answers\n"
