@@ -36,8 +36,10 @@ RUNS = {  # untied and tied, with and without learned positions, biases and weig
 }
 LORA = "--optim.name adamw --lora.rank 2 --max_steps 10 --eval.interval 10 --device cpu --precision fp32".split()
 ALL = """
-import json, sys
+import functools, json, sys
+import torch
 from accelerate import Accelerator
+torch.compile = functools.partial(torch.compile, backend="aot_eager")  # traces, and leaves out the C++ compiler
 Accelerator.end_training = lambda self: None  # it parts the processes, and there is another run to come
 from train import finetune, pretrain
 for program, argv in json.loads(sys.argv[1]):
@@ -93,6 +95,8 @@ def sharded(one, text, tmp_path_factory) -> Path:
     shutil.copytree(one / "half", place / "taken")
     jobs = [("pretrain", flags_of(name, text, place / name)) for name in RUNS]
     jobs.append(("pretrain", [*flags_of("muon", text, place / "taken")]))
+    compiled = ["--max_steps", "6", "--activation_checkpointing", "true", "--compile", "always"]
+    jobs.append(("pretrain", [*flags_of("muon", text, place / "compiled"), *compiled]))
     jobs.append(("finetune", lora_flags(text, one / "muon" / "best", place / "lora")))
     script = place / "all.py"
     script.write_text(ALL)
@@ -100,6 +104,8 @@ def sharded(one, text, tmp_path_factory) -> Path:
     done = torchrun(str(script), argument, NANOGPT_HUB_CACHE=str(tmp_path_factory.getbasetemp() / "cache"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.count("2 processes, the model cut over them") == len(jobs)
+    assert done.stdout.count("compiling the model") == 1
+    assert "does not work" not in done.stdout
     return place
 
 
@@ -129,6 +135,11 @@ def test_adapters_are_trained_alone(one, sharded):
     assert weights.keys() == load_file(one / "muon" / "last" / "model.safetensors").keys()
     for name, tensor in load_file(one / "lora" / "last" / "model.safetensors").items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_layers_compute_the_same(one, sharded):
+    first = {step: loss for step, loss in losses(one / "muon").items() if step <= 6}
+    assert losses(sharded / "compiled") == pytest.approx(first, abs=1e-6)
 
 
 def test_a_run_of_one_process_goes_on_sharded(one, sharded):
