@@ -42,7 +42,8 @@ def keep_recorded_steps(config: TrainConfig, parsed: Namespace) -> TrainConfig:
     steps = on_main(lambda: recorded_steps(Path(config.out_dir)))
     if steps is None:
         return config
-    PartialState().print(f"time: the run keeps the {steps:,} steps that it began with")
+    if PartialState().is_main_process:
+        print(f"time: the run keeps the {steps:,} steps that it began with")
     return with_given(config, parsed, steps)
 
 

@@ -11,7 +11,9 @@ PyTorch's modules for this take a second to import, which other runs save: so th
 """
 
 import copy
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -19,7 +21,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from nanogpt_hub.core import blocks_of
+from nanogpt_hub.core import blocks_of, running_core
 from nanogpt_hub.model import GPT, Norm
 
 from .config import TrainConfig
@@ -54,6 +56,10 @@ def shard(loss_of: nn.Module, gpt: GPT, device: torch.device, dtype: torch.dtype
     weights = {name: p.detach() for name, p in gpt.named_parameters()} if PartialState().is_main_process else {}
     tied(gpt.to("meta"))
     empty = copy.deepcopy(gpt)
+    if not running_core(gpt).changed:  # it adds nothing in place to what a layer returns, of which PyTorch warns
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    if device.type == "cpu":  # gloo gathers where NCCL exchanges, and PyTorch says so in each process
+        logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
     mesh = init_device_mesh(device.type, (PartialState().num_processes,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers_of(gpt):

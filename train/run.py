@@ -143,7 +143,8 @@ def run(
     state = on_main(lambda: find_state(out, parsed, parser))
 
     def say(line: str) -> None:
-        processes.print(without_secrets(line))
+        if processes.is_main_process:  # (Accelerate's own print is one of each machine)
+            print(without_secrets(line))
 
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
@@ -217,7 +218,7 @@ def find_state(out: Path, parsed: Namespace, parser: Parser) -> dict | None:
                 f"{out} holds a model of a run with other settings, or a finished one, but no training state; choose "
                 "another --out_dir, or give --overwrite"
             )
-        PartialState().print(f"{out} was stopped before its first save: beginning again")
+        print(f"{out} was stopped before its first save: beginning again")
     return facts
 
 
