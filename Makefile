@@ -57,7 +57,7 @@ lint: $(VENV)/.dev ## style, formatting and types
 	$(BIN)/mypy
 
 site: $(VENV)/.dev ## docs, course and reference as a site in build/site; a broken link is an error
-	$(BIN)/mkdocs build -q
+	$(BIN)/mkdocs build
 
 peers: $(VENV)/.dev ## the programs that benchmarks compare with
 	$(PIP) -r requirements-peers.txt

@@ -29,7 +29,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     nav = [*(config.nav or [])]
     named = {path for entry in nav for path in entry.values()}
     more = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]
-    course = [site_path(path) for path in sorted(ROOT.glob("lessons/*/README.md"))]
+    lessons = [*sorted(ROOT.glob("lessons/*/*.md")), *sorted(ROOT.glob("lessons/*.md"))]
+    course = [site_path(path) for path in lessons if path != ROOT / "lessons" / "README.md"]
     modules = [site_path(path) for path in modules_of_reference()]
     config.nav = [*nav, *more, {"The course": ["lessons/index.md", *course]}, {"Reference": modules}]
     return config
@@ -37,7 +38,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages from outside of docs/."""
-    outside = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("lessons/**/README.md")]
+    outside = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("lessons/**/*.md")]
     for path in outside:
         files.append(File.generated(config, site_path(path), content=text_of(path)))
     for path in (path for path in ROOT.glob("lessons/**/*") if path.suffix in PICTURES):

@@ -25,6 +25,15 @@ MODELS = {
 COUNTS = (1, 8, 64, 1024)  # H100
 
 
+def memory(flags: list[str], devices: int) -> str:
+    """Of each device, with one sequence at a time and the model cut over all of them; bold where it fits."""
+    cut = ["--parallel.shard=true", "--micro_batch_size=1", "--max_steps=1"]
+    config, _ = parse(make_parser("plans", ""), [*COMMON, *flags, *cut])
+    needed = cost_of(config, devices, "H100").needed
+    text = f"{needed / 1e9:,.0f} GB" if needed >= 10e9 else f"{needed / 1e9:.1f} GB"
+    return f"**{text}**" if needed <= ROOM * DEVICES["H100"].memory else text
+
+
 def compute_optimal(flags: list[str], devices: int) -> Cost:
     """A run of 20 tokens for each parameter."""
     config, _ = parse(make_parser("plans", ""), [*COMMON, *flags, "--max_steps=1"])
@@ -34,14 +43,13 @@ def compute_optimal(flags: list[str], devices: int) -> Cost:
 
 
 def table() -> Iterator[str]:
-    yield "| model | tokens | one H100 holds | " + " | ".join(f"{n:,}" for n in COUNTS) + " |"
-    yield "|---|---:|---|" + "---:|" * len(COUNTS)
+    counts = [f"{n:,}" for n in COUNTS]
+    yield "| model | tokens | memory: " + " | ".join(counts) + " | time: " + " | ".join(counts) + " |"
+    yield "|---|---:|" + "---:|" * (2 * len(COUNTS))
     for name, flags in MODELS.items():
         costs = [compute_optimal(flags, n) for n in COUNTS]
-        whole = costs[-1].needed
-        holds = "yes" if whole <= ROOM * DEVICES["H100"].memory else f"no: {whole / 1e9:,.0f} GB"
-        times = " | ".join(duration(cost.seconds) for cost in costs)
-        yield f"| {name} | {costs[0].tokens / 1e9:,.1f} B | {holds} | {times} |"
+        cells = [*(memory(flags, n) for n in COUNTS), *(duration(cost.seconds) for cost in costs)]
+        yield f"| {name} | {costs[0].tokens / 1e9:,.1f} B | " + " | ".join(cells) + " |"
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def test_a_folder_that_is_no_model(command, content, capsys, tmp_path):
     [
         ("info nowhere/at-all", "there is no nowhere/at-all here, and none on the Hub"),
         ("generate ../nowhere", "neither a folder here nor a name on the Hub"),
-        ("eval MODEL --data not/there", "there is no file or folder 'not/there' here"),
+        ("eval MODEL --data not/there", "'not/there' is neither a file or folder here nor a dataset on the Hub"),
         ("eval MODEL --data TEXT --split test", "belong to Hub datasets"),
         ("eval MODEL --data TEXT --max-windows -1", "--max-windows is -1"),
         ("push MODEL alice/tiny@v1", "give the branch to push to by --branch"),

@@ -24,7 +24,7 @@ from nanogpt_hub.evaluate import BATCH_TOKENS
 
 from .config import TrainConfig
 from .hardware import synchronize
-from .loss import summed_loss
+from .processes import on_main
 from .trainer import Trainer
 
 WARM_UP, TIMED_SECONDS, TIMED_STEPS = 2, 3.0, (3, 20)  # steps before the timed ones; how long and how many those are
@@ -37,19 +37,27 @@ def keep_recorded_steps(config: TrainConfig, parsed: Namespace) -> TrainConfig:
 
     Raises ValueError where a run that would go on does not say them.
     """
-    out = Path(config.out_dir)
-    recorded = any((out / name).is_file() for name in ("config.yaml", "state/state.json"))
-    if not config.minutes or parsed.overwrite or not recorded:
+    if not config.minutes or parsed.overwrite:
         return config
+    steps = on_main(lambda: recorded_steps(Path(config.out_dir)))
+    if steps is None:
+        return config
+    if PartialState().is_main_process:
+        print(f"time: the run keeps the {steps:,} steps that it began with")
+    return with_given(config, parsed, steps)
+
+
+def recorded_steps(out: Path) -> int | None:
+    """The max_steps of the run in a folder; None where there is no run."""
+    if not any((out / name).is_file() for name in ("config.yaml", "state/state.json")):
+        return None
     try:
-        steps = int(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["max_steps"])
+        return int(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))["max_steps"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
             f"{out / 'config.yaml'} does not say the max_steps that the run began with ({type(error).__name__}); give "
             "--max_steps instead of minutes"
         ) from error
-    PartialState().print(f"time: the run keeps the {steps:,} steps that it began with")
-    return with_given(config, parsed, steps)
 
 
 def fix_steps(trainer: Trainer, parsed: Namespace) -> str:
@@ -116,7 +124,7 @@ def nothing_changed(trainer: Trainer) -> Iterator[Callable[[], None]]:
         for p, value in zip(trainer.trained, kept, strict=True):
             p.copy_(value)
         trainer.optimizer.state.clear()
-        trainer.progress = replace(kept_progress)
+        trainer.progress, trainer.whole_now = replace(kept_progress), None
 
     try:
         yield restore
@@ -155,14 +163,13 @@ def timed_evaluation(trainer: Trainer) -> float:
     n = min(len(idx), max(1, BATCH_TOKENS // gpt.config.block_size))
 
     def part() -> None:
-        with trainer.accelerator.autocast():
-            float(summed_loss(gpt, idx[:n].to(trainer.device), targets[:n].to(trainer.device)))
+        trainer.val_loss(idx[:n], targets[:n])
 
     seconds = seconds_of(part) * math.ceil(len(idx) / n / trainer.world)
-    wanted = trainer.config.eval.sample_tokens
+    whole, wanted = trainer.whole(), trainer.config.eval.sample_tokens
     if wanted and trainer.accelerator.is_main_process:
         few = min(wanted, SAMPLE_TOKENS)
-        seconds += seconds_of(lambda: trainer.sampler.text(gpt, few)) * wanted / few
+        seconds += seconds_of(lambda: trainer.sampler.text(whole, few)) * wanted / few
     return agreed(trainer, seconds)
 
 

@@ -209,6 +209,19 @@ class HubConfig:
 
 @comments_as_help
 @dataclass(frozen=True)
+class ParallelConfig:
+    """Several processes: how the model lies on their devices, and how long one waits for another."""
+
+    shard: bool = False  # cut weights, gradients and optimizer state over the devices (FSDP2), for what one cannot hold
+    timeout_minutes: float = 10.0  # a run ends with a sentence when one of its processes does not answer for so long
+
+    def __post_init__(self):
+        holds = 0 < self.timeout_minutes < math.inf
+        check(holds, f"parallel.timeout_minutes is {self.timeout_minutes}; it must be above 0")
+
+
+@comments_as_help
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -238,6 +251,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     hub: HubConfig = field(default_factory=HubConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "log_interval"):

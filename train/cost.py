@@ -3,6 +3,7 @@
     python -m train.cost configs/gpt2_124m_openwebtext.yaml --devices 8xH100
     python -m train.cost configs/quickstart.yaml                       # this machine, its matrix rate measured
     python -m train.cost configs/quickstart.yaml --devices 1xT4 --price 0.40
+    python -m train.cost configs/gpt2_1558m_openwebtext.yaml --devices 8xH100 --parallel.shard true
 
 (`nanogpt-hub plan` is the same.) Parameters, memory of a device by part, tokens, floating-point operations, hours at an
 assumed MFU, and a price where a rate is given. Memory is the trainer's own estimate (train/plan.py).
@@ -20,7 +21,14 @@ from nanogpt_hub.model import GPTConfig
 from nanogpt_hub.readable import duration, size
 
 from .config import TrainConfig, make_parser, parse
-from .hardware import choose_precision, flops_per_token, matmul_flops, memory_bytes, training_bytes
+from .hardware import (
+    choose_precision,
+    flops_per_token,
+    matmul_flops,
+    memory_bytes,
+    parameter_bytes,
+    training_bytes,
+)
 from .plan import count_parameters
 
 PROG = f"python -m {__package__}.cost"  # as it is typed; `nanogpt-hub` gives its own
@@ -58,6 +66,7 @@ class Cost(NamedTuple):
     devices: int
     name: str  # of the device
     memory: int | None  # bytes of one device
+    sharded: bool = False  # the model is cut over the devices
 
     @property
     def needed(self) -> int:
@@ -82,12 +91,13 @@ def vocabulary_size(config: TrainConfig) -> int:
     return known or GPT2_VOCABULARY
 
 
-def memory_parts(config: TrainConfig, shape: GPTConfig, n_params: int, micro: int, precision: str) -> dict[str, int]:
+def memory_parts(
+    config: TrainConfig, shape: GPTConfig, n_params: int, micro: int, precision: str, shards: int = 1
+) -> dict[str, int]:
     """Bytes of a step on one device: what lies there for each parameter, and for the tokens of a micro-batch."""
-    whole = training_bytes(shape, n_params, micro, precision, recompute=config.activation_checkpointing)
-    parts = {"weights": 4 * n_params, "gradients": 4 * n_params, "optimizer": 8 * n_params}
-    if precision != "fp32":
-        parts[f"weights in {precision}"] = 2 * n_params
+    recompute = config.activation_checkpointing
+    whole = training_bytes(shape, n_params, micro, precision, recompute=recompute, shards=shards)
+    parts = parameter_bytes(shape, n_params, precision, shards)
     return {**parts, f"activations of {micro} x {shape.block_size} tokens": whole - sum(parts.values())}
 
 
@@ -106,17 +116,19 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
         precision = "bf16" if config.precision == "auto" else config.precision
         rate, memory, usual = DEVICES[name].flops, DEVICES[name].memory, MFU
     n_params, each = count_parameters(shape), config.batch_size // devices
+    shards = devices if config.parallel.shard else 1
     tries = [micro for micro in range(each, 0, -1) if each % micro == 0] if not config.micro_batch_size else []
     micros = tries or [config.micro_batch_size]
     fitting = (
         parts
-        for parts in (memory_parts(config, shape, n_params, micro, precision) for micro in micros)
+        for parts in (memory_parts(config, shape, n_params, micro, precision, shards) for micro in micros)
         if not memory or sum(parts.values()) <= ROOM * memory
     )
-    parts = next(fitting, None) or memory_parts(config, shape, n_params, micros[-1], precision)
+    parts = next(fitting, None) or memory_parts(config, shape, n_params, micros[-1], precision, shards)
     tokens = config.max_steps * config.batch_size * shape.block_size
     flops = flops_per_token(shape, count_parameters(shape, embeddings=False)) * tokens
-    return Cost(n_params, tokens, flops, parts, flops / (devices * rate * (mfu or usual)), devices, name, memory)
+    seconds = flops / (devices * rate * (mfu or usual))
+    return Cost(n_params, tokens, flops, parts, seconds, devices, name, memory, sharded=shards > 1)
 
 
 def lines(cost: Cost, mfu: float, price: float) -> Iterator[str]:
@@ -130,12 +142,8 @@ def lines(cost: Cost, mfu: float, price: float) -> Iterator[str]:
     have = f" of {size(cost.memory)}" if cost.memory else ""
     fits = not cost.memory or cost.needed <= ROOM * cost.memory
     yield f"             {size(cost.needed):>9} on each device{have}" + ("" if fits else ": it does not fit")
-    if not fits and cost.devices > 1:
-        state = cost.needed - cost.parts[next(reversed(cost.parts))]
-        yield (
-            f"             {size(cost.needed - state + state // cost.devices):>9} if weights and optimizer were "
-            "sharded over the devices, which this trainer does not do"
-        )
+    if not fits and cost.devices > 1 and not cost.sharded:
+        yield "             --parallel.shard true cuts weights and optimizer over the devices"
     hours = cost.seconds / 3600
     place = "this machine" if cost.name == "here" else f"{cost.devices} x {cost.name}"
     usual = mfu or (MFU_HERE if cost.name == "here" else MFU)

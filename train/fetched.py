@@ -56,7 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "machine": (
         "device", "precision", "compile", "activation_checkpointing", "micro_batch_size", "data.workers", "fast_cpu",
-        "minutes",
+        "minutes", "parallel.shard", "parallel.timeout_minutes",
     ),
     "display": ("log_interval", "eval.prompt", "eval.sample_tokens", "eval.temperature", "eval.top_k"),
 }  # fmt: skip

@@ -19,17 +19,21 @@ nanogpt_hub/chat.py. --lora.rank trains small adapters beside the frozen weights
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from jsonargparse import Namespace
 
 from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import CoreError, load_model, read_config
+from nanogpt_hub.families import empty_model
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
+from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import TrainConfig, make_parser
 from .lora import add_adapters, check_peft
+from .parallel import gets_weights_later
 from .plan import check_fits
 from .rows import RowSource
 from .run import Start
@@ -62,7 +66,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
         check_fits(config, read_config(place.folder, any_core=parsed["any_core"]))
     except CoreError as error:
         raise CoreError(f"cannot load {parsed['from']}: {error}") from error
-    gpt, tokenizer = load_model(place.folder, any_core=parsed["any_core"])
+    gpt, tokenizer = read_base(config, place.folder, parsed["any_core"])
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")
     gpt = reshaped(gpt, **config.model.given())
@@ -74,6 +78,14 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
     if place.repo_id:
         base |= {"id": place.repo_id, "revision": place.sha}
     return Start(gpt, tokenizer, base)
+
+
+def read_base(config: TrainConfig, folder: Path, any_core: bool) -> tuple[GPT, Tokenizer | None]:
+    """The model in a folder and its tokenizer, as `load_model`; without memory where the weights come later."""
+    if not gets_weights_later(config):
+        return load_model(folder, any_core=any_core)
+    there = (folder / "tokenizer.json").is_file()
+    return empty_model(read_config(folder, any_core=any_core)), Tokenizer.load(folder) if there else None
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -100,6 +112,8 @@ def reshaped(gpt: GPT, dropout: float | None = None, block_size: int | None = No
     if block_size is not None and block_size > was.block_size:
         raise ValueError(f"model.block_size {block_size} is above the base model's {was.block_size}; shorten it")
     config = replace(was, block_size=block_size or was.block_size, dropout=was.dropout if dropout is None else dropout)
+    if gpt.wte.weight.is_meta:
+        return empty_model(config)
     weights = gpt.state_dict()
     if "wpe.weight" in weights:
         weights["wpe.weight"] = weights["wpe.weight"][: config.block_size]

@@ -6,7 +6,7 @@ two of them a loss scaler updates twice a step and one's infinite gradients do n
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -16,6 +16,7 @@ from nanogpt_hub.model import GPT
 
 from .config import OptimConfig
 from .hardware import has_fast_bf16
+from .parallel import by_whole_matrices, cut_as, is_cut, local
 
 OPTIMIZERS = {  # what cards say of a run's optimizer
     "adamw": "AdamW",
@@ -116,17 +117,40 @@ class MuonAdamW(torch.optim.AdamW):
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         torch._foreach_lerp_(grads, buffers, group["momentum"])  # Nesterov: look ahead along the momentum
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        same_shape = defaultdict(list)  # views of parameters and their updates, stacked by shape
-        for p, grad in zip(params, grads, strict=True):
-            for part, update in zip(
-                p.split(group["parts"] or len(p)), grad.split(group["parts"] or len(p)), strict=True
-            ):
-                same_shape[part.shape].append((part, update))
-        for (rows, columns), pairs in same_shape.items():
-            updates = orthogonalise(torch.stack([update for _, update in pairs]))
-            # Equal size of the update per entry, whatever the matrix's shape.
-            alpha = -group["lr"] * math.sqrt(max(1, rows / columns))
-            torch._foreach_add_([part for part, _ in pairs], list(updates.unbind()), alpha=alpha)
+        update = _sharded_update if is_cut(params[0]) else _update
+        update(group, params, grads)
+
+
+def update_size(rows: int, columns: int) -> float:
+    """The factor of an orthogonalised update: equal size per entry, whatever the matrix's shape."""
+    return math.sqrt(max(1, rows / columns))
+
+
+def _update(group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    """Adds Muon's update, for the gradients with momentum, to the matrices."""
+    same_shape = defaultdict(list)  # views of parameters and their updates, stacked by shape
+    for p, grad in zip(params, grads, strict=True):
+        for part, update in zip(p.split(group["parts"] or len(p)), grad.split(group["parts"] or len(p)), strict=True):
+            same_shape[part.shape].append((part, update))
+    for (rows, columns), pairs in same_shape.items():
+        updates = orthogonalise(torch.stack([update for _, update in pairs]))
+        alpha = -group["lr"] * update_size(rows, columns)
+        torch._foreach_add_([part for part, _ in pairs], list(updates.unbind()), alpha=alpha)
+
+
+def _sharded_update(group: dict, params: list[Tensor], grads: list[Tensor]) -> None:
+    """The same for matrices that are cut over the processes: each process orthogonalises some of them."""
+
+    def direction(matrices: Tensor) -> Tensor:  # (n, rows, columns)
+        parts = matrices.split(group["parts"] or matrices.size(1), dim=1)
+        return torch.cat([orthogonalise(part) * update_size(part.size(1), part.size(2)) for part in parts], dim=1)
+
+    by_shape = defaultdict(list)
+    for p, grad in zip(params, grads, strict=True):
+        by_shape[p.shape].append((local(p), grad))
+    for pairs in by_shape.values():
+        updates = by_whole_matrices([grad for _, grad in pairs], direction)
+        torch._foreach_add_([p for p, _ in pairs], updates, alpha=-group["lr"])
 
 
 def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
@@ -175,15 +199,15 @@ def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str,
     return dict(chain.from_iterable(((f"{name}/{key}", value) for key, value in s.items()) for name, s in named))
 
 
-def load_optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Puts back what `optimizer_tensors` gave. Raises ValueError for a parameter that the model does not have."""
     named = dict(model.named_parameters())
-    for full_name, value in tensors.items():
+    for full_name, value in tensors:
         name, _, key = full_name.rpartition("/")
         if name not in named:
             raise ValueError(f"the training state has {full_name!r}, but the model has no parameter {name!r}")
         p = named[name]
         # AdamW's counter stays where its step reads it; moments live beside their parameter.
         optimizer.state[p][key] = (
-            value.clone() if key == "step" and p.device.type == "cpu" else value.to(p.device).clone()
+            value.clone() if key == "step" and p.device.type == "cpu" else cut_as(value.to(p.device).clone(), p)
         )

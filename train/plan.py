@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from nanogpt_hub.devices import choose_device
 from nanogpt_hub.families import empty_model
@@ -13,6 +14,7 @@ from nanogpt_hub.readable import size
 from .config import TrainConfig
 from .folder import OUTPUTS, free_bytes
 from .hardware import choose_precision, local_world_size, memory_bytes, training_bytes
+from .parallel import is_sharded
 
 ENORMOUS = 2**62  # parameters, where their number cannot be computed
 
@@ -32,17 +34,18 @@ def check_fits(config: TrainConfig, shape: GPTConfig) -> None:
     n_params = count_parameters(shape)
     device = choose_device(config.device)
     precision, _ = choose_precision(config.precision, device, shape.n_embd)
-    here = 1 if device == "cuda" else local_world_size()
+    here, cut = 1 if device == "cuda" else local_world_size(), shards(config)
     trained = n_params if not config.lora.rank else 0
-    least = here * (4 * (n_params - trained) + step_bytes(config, shape, trained, 1, precision, device))
+    least = here * (4 * (n_params - trained) // cut + step_bytes(config, shape, trained, 1, precision, device))
     have, host = memory_bytes(device), memory_bytes("cpu")
     if have and least > have:
         raise ValueError(
             f"a model of {n_params:,} parameters does not fit: training it takes {size(least)} at least, and there are "
             f"{size(have)} ({device}); choose a smaller --model.size, --model.n_embd or --model.n_layer, or a shorter "
-            "--model.block_size"
+            "--model.block_size, or cut it over several devices with --parallel.shard true"
         )
-    made = local_world_size() * (4 * n_params + 16 * config.batch_size * shape.block_size)  # weights, ids and targets
+    weights = 4 * n_params * (1 if cut > 1 else local_world_size())  # a sharded model is made by the first process
+    made = weights + local_world_size() * 16 * config.batch_size * shape.block_size  # and ids and targets
     if host and made > host:
         raise ValueError(
             f"weights and a batch of {config.batch_size:,} x {shape.block_size:,} tokens take {size(made)}, and this "
@@ -50,19 +53,27 @@ def check_fits(config: TrainConfig, shape: GPTConfig) -> None:
         )
 
 
+def shards(config: TrainConfig) -> int:
+    """Over how many devices this run cuts its model."""
+    return PartialState().num_processes if is_sharded(config) else 1
+
+
 def step_bytes(
     config: TrainConfig, shape: GPTConfig, trained: int, micro_batch_size: int, precision: str, device: str
 ) -> int:
-    """An estimate of the memory of a step, without the weights that are not trained."""
-    kept = {"recompute": config.activation_checkpointing, "short_attention": device == "cpu" and config.fast_cpu}
-    return training_bytes(shape, trained, micro_batch_size, precision, **kept)
+    """An estimate of the memory of a step on one device, without the weights that are not trained."""
+    kept: dict[str, bool] = {
+        "recompute": config.activation_checkpointing,
+        "short_attention": device == "cpu" and config.fast_cpu,
+    }
+    return training_bytes(shape, trained, micro_batch_size, precision, **kept, shards=shards(config))
 
 
 def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str, device: str) -> int:
     """An estimate of the memory of a step; weights that are not trained have neither gradients nor moments."""
     trained = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
     frozen = gpt.num_params() - trained
-    return 4 * frozen + step_bytes(config, gpt.config, trained, micro_batch_size, precision, device)
+    return 4 * frozen // shards(config) + step_bytes(config, gpt.config, trained, micro_batch_size, precision, device)
 
 
 def micro_batch_size(config: TrainConfig, gpt: GPT, world: int, precision: str, device: str) -> int:

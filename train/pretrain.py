@@ -13,11 +13,13 @@ import sys
 import torch
 from jsonargparse import Namespace
 
+from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 
 from .config import TrainConfig, make_parser
 from .loading import cached_tokenizer
+from .parallel import gets_weights_later
 from .plan import check_fits
 from .run import Start
 from .run import main as run_main
@@ -31,6 +33,8 @@ def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
     check_fits(config, gpt_config)
+    if gets_weights_later(config):
+        return Start(empty_model(gpt_config), tokenizer)
     torch.manual_seed(config.seed)
     return Start(GPT(gpt_config), tokenizer)
 

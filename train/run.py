@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +33,19 @@ from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
 from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
 from .loading import load_data, open_source_of
+from .parallel import is_sharded
 from .plan import check_disk, memory_line
+from .processes import (
+    OtherProcessError,
+    first_to_say,
+    from_launcher,
+    init_processes,
+    is_lost_peer,
+    launch_notes,
+    lost_peer,
+    on_main,
+    one_of_this_machine,
+)
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .sharing import Sharing
 from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
@@ -66,6 +77,7 @@ def main(parser: Parser, make_start: MakeStart, argv: list[str] | None = None) -
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         config, parsed = parse(parser, argv)
+        config = from_launcher(config)
         if parsed.resume not in ("auto", "must", "previous"):
             config, parsed = fetch_run(config, parsed, parser, argv)
         processes = join_processes(config)
@@ -73,23 +85,24 @@ def main(parser: Parser, make_start: MakeStart, argv: list[str] | None = None) -
             return run(config, parsed, parser, make_start, argv, lock)
     except KeyboardInterrupt:
         return fail("stopped at once; what was saved before is whole", 130)
+    except OtherProcessError:
+        return 2
     except (ValueError, OSError) as error:
         return fail(reason(error), 2)
     except TrainingError as error:
-        return fail(str(error), 1, alone=error.__cause__ is not None and is_out_of_memory(error.__cause__))
+        return fail(str(error), 1)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            return fail("out of memory: set a smaller --model.size, --batch_size or --model.block_size", 1)
+        if not is_lost_peer(error):
             raise
-        return fail("out of memory: set a smaller --model.size, --batch_size or --model.block_size", 1)
+        return fail(lost_peer(config), 1)
 
 
-def fail(sentence: str, status: int, alone: bool = False) -> int:
-    """Says once, whatever the number of processes, why the command ends, and returns its exit status.
-
-    alone: it is this process's trouble, which the others do not have.
-    """
-    if alone or os.environ.get("RANK", "0") == "0":
-        print(f"error: {without_secrets(sentence)}", file=sys.stderr)
+def fail(sentence: str, status: int) -> int:
+    """Says once, whatever the number of processes, why the command ends, and returns its exit status."""
+    if first_to_say():
+        print(f"error: {without_secrets(sentence)}", file=sys.stderr, flush=True)
     return status
 
 
@@ -102,10 +115,11 @@ def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
     if not parsed.config:
         check_own(parsed.resume, out, parser, argv)
-    if read_facts(out / "state") is None:
-        print(f"fetching the training state of {parsed.resume} into {out}")
-        fetch_state(parsed.resume, out, clean=cleaner(out))
-        seal_fetched(out / "state")
+    with one_of_this_machine(out):
+        if read_facts(out / "state") is None:
+            print(f"fetching the training state of {parsed.resume} into {out}")
+            fetch_state(parsed.resume, out, clean=cleaner(out))
+            seal_fetched(out / "state")
     if parsed.config:
         return config, parsed
     config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
@@ -126,10 +140,11 @@ def run(
     out, processes = Path(config.out_dir), PartialState()
     given, config = config, keep_recorded_steps(config, parsed)
     argv = argv if config is given else with_steps(argv, config.max_steps)
-    state = find_state(out, parsed, parser)
+    state = on_main(lambda: find_state(out, parsed, parser))
 
     def say(line: str) -> None:
-        processes.print(without_secrets(line))
+        if processes.is_main_process:  # (Accelerate's own print is one of each machine)
+            print(without_secrets(line))
 
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
@@ -147,7 +162,13 @@ def run(
         if config.minutes:
             wait_for(lambda: data.batches.ready(0, config.batch_size), data.tokenizing)
             lines = [*lines, fix_steps(trainer, parsed)]
-        for line in (device_line, *lines, *model_lines(config, gpt, data), *plan_lines(trainer.config, trainer)):
+        for line in (
+            device_line,
+            *launch_notes(config),
+            *lines,
+            *model_lines(config, gpt, data),
+            *plan_lines(trainer.config, trainer),
+        ):
             say(line)
         for line in resume_lines(trainer, state):
             say(line)
@@ -197,7 +218,7 @@ def find_state(out: Path, parsed: Namespace, parser: Parser) -> dict | None:
                 f"{out} holds a model of a run with other settings, or a finished one, but no training state; choose "
                 "another --out_dir, or give --overwrite"
             )
-        PartialState().print(f"{out} was stopped before its first save: beginning again")
+        print(f"{out} was stopped before its first save: beginning again")
     return facts
 
 
@@ -213,20 +234,20 @@ def ways_on(folder: Path, damaged: str) -> str:
 def join_processes(config: TrainConfig) -> PartialState:
     """This process among those of the run. Raises ValueError for a device, a precision or a tracker that is not there:
     before any work."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError("this trainer keeps the whole model on each device; launch without FSDP")
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"tracker {missing[0]} is not installed; run `{pip_line(missing[:1])}` or leave it out")
     device = choose_device(config.device)
     check_precision(config.precision, device)
-    return PartialState(cpu=device == "cpu")
+    return init_processes(config, device)
 
 
 def make_accelerator(config: TrainConfig, shape: GPTConfig) -> tuple[Accelerator, str]:
     """Accelerate on the device and in the precision that suit the model, and a line that says which and why."""
     device = choose_device(config.device)
     precision, reason = choose_precision(config.precision, device, shape.n_embd)
+    if precision == "fp16" and is_sharded(config):
+        raise ValueError("precision fp16 needs a loss scaler, which parallel.shard has not: use --precision fp32")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
@@ -234,6 +255,7 @@ def make_accelerator(config: TrainConfig, shape: GPTConfig) -> tuple[Accelerator
         project_dir=config.out_dir,
     )
     processes = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    processes += ", the model cut over them" if is_sharded(config) else ""
     return accelerator, f"device: {device_name(device)}{processes}; precision {precision}: {reason}"
 
 

@@ -156,7 +156,9 @@ def wait_for(
         if error is not None:
             raise error
         if n_failed:
-            raise ValueError("the data could not be tokenised; another process of this run says why")
+            from .processes import OtherProcessError
+
+            raise OtherProcessError("the data could not be tokenised; another process of this run says why")
         if n_stop or n_ready == world:
             return not n_stop
         time.sleep(interval)

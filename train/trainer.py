@@ -24,7 +24,6 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 
 from nanogpt_hub.audit import KnownText
@@ -33,7 +32,7 @@ from nanogpt_hub.core import running_core, watch_routers
 from nanogpt_hub.evaluate import BATCH_TOKENS
 from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
-from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.tokenizer import Tokenizer
 
@@ -42,8 +41,9 @@ from .config import TrainConfig
 from .data import Data
 from .experts import ExpertUse, describe_use, training_loss
 from .facts import changes_between, merged_facts, progress_facts, settings_now
-from .folder import TrainingError, check_best, disk_errors, what_is_safe
+from .folder import TrainingError, check_best, disk_errors
 from .hardware import (
+    DTYPES,
     flops_per_token,
     is_out_of_memory,
     keep_freed_memory,
@@ -54,7 +54,9 @@ from .hardware import (
 from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
+from .parallel import compile_layers, cut_as, is_sharded, local, reshard, shard, whole_model, whole_tensors
 from .plan import bytes_needed, micro_batch_size, save_bytes
+from .processes import GRACE, Watchdog, check_same, from_main, on_main, safe_so_far, say_lost
 from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
 from .sharing import Sharing
@@ -153,14 +155,11 @@ class Trainer:
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.watchdog = Watchdog(60 * config.parallel.timeout_minutes + GRACE, lambda: say_lost(config))
         self.micro = micro_batch_size(config, gpt, self.world, self.precision, self.device.type)
-        optimizer = build_optimizer(gpt.to(self.device), config.optim)
+        check_same(fixed_settings(self), "settings or data")
+        self.loss_of, self.optimizer, optimizer = self._prepare()
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
-        if config.activation_checkpointing:
-            recompute_blocks(gpt)
-        self.loss_of, prepared = accelerator.prepare(LossOnly(gpt), optimizer)
-        # Accelerate's wrapper serves its loss scaler; without one each of its steps would search the disk for packages.
-        self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
         self.save_bytes = save_bytes(gpt, optimizer)
         if self.device.type == "cpu" and config.fast_cpu:
@@ -171,6 +170,32 @@ class Trainer:
         self.flops = flops_per_token(gpt.config, gpt.num_params(embeddings=gpt.config.tie_word_embeddings))
         self.expert_use = ExpertUse(gpt.config)  # at the last evaluation
         self.sampler, self.sample = Sample(config.eval, gpt, tokenizer, data, config.seed), ""
+
+    def _prepare(self) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+        """The model as the processes train it, its optimizer as the loop calls it, and that without a wrapper."""
+        gpt, config, accelerator = self.gpt, self.config, self.accelerator
+        self.sharded = is_sharded(config)
+        self.whole_now: GPT | None = None  # a sharded model as a whole, where no step was made since
+        loss_of = LossOnly(gpt)
+        if self.sharded:
+            self.empty = shard(loss_of, gpt, self.device, DTYPES[self.precision])
+        optimizer = build_optimizer(gpt if self.sharded else gpt.to(self.device), config.optim)
+        if config.activation_checkpointing:
+            recompute_blocks(gpt)
+        if self.sharded:
+            return loss_of, optimizer, optimizer
+        loss_of, prepared = accelerator.prepare(loss_of, optimizer)
+        # Accelerate's wrapper serves its loss scaler; without one each of its steps would search the disk for packages.
+        return loss_of, optimizer if accelerator.scaler is None else prepared, optimizer
+
+    def whole(self) -> GPT:
+        """The model with all of its weights. Of a sharded one every process must call it: the main one gets a copy on
+        the CPU, the others one without weights."""
+        if not self.sharded:
+            return self.gpt
+        if self.whole_now is None:
+            self.whole_now = whole_model(self.gpt, self.empty)
+        return self.whole_now
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -193,7 +218,11 @@ class Trainer:
                 plot_loss(self.out / METRICS, self.out / "loss.png", self.data.baselines)
         self.started, self.saved_at = time.perf_counter() - p.seconds, time.perf_counter()
         ended = "done"
-        with Interrupt() as interrupt, self._bar() as bar:
+        with (
+            Interrupt() as interrupt,
+            self._bar() as bar,
+            self.watchdog if self.world > 1 else contextlib.nullcontext(),
+        ):
             if p.step == 0:
                 self._log(bar, {"val_loss": self.evaluate()})
                 self._share_step()
@@ -277,18 +306,26 @@ class Trainer:
         loss = 0.0
         for i, (idx, targets) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+            with self._micro_step(last):
                 part = self.loss_of(idx.to(self.device), targets.to(self.device)) / n_targets
-                self.accelerator.backward(part * self.world)  # times world: DDP takes the processes' mean
+                self.accelerator.backward(part * self.world)  # times world: gradients are the processes' mean
             loss += part.detach()
         loss = float(self._sum(loss))
         norm = self._clip(loss)
         self.optimizer.step()
         self._clear_gradients()
+        self.whole_now = None
         p.step += 1
         p.tokens += n_targets
         rate = scale * cfg.optim.learning_rate
         return {"train_loss": loss, "learning_rate": rate, "grad_norm": norm, "n_targets": n_targets}
+
+    def _micro_step(self, last: bool) -> contextlib.AbstractContextManager:
+        """Around a micro-batch. Gradients of a whole model are exchanged after the last one; those of a sharded model
+        at once, because until then each process would hold all of them."""
+        if self.sharded:
+            return self.accelerator.autocast()  # which `prepare` puts around a whole model
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.loss_of)
 
     def _micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the step's batch: micro-batches are dealt out in turn, any split gives the same."""
@@ -302,15 +339,17 @@ class Trainer:
         scaled = self.accelerator.scaler is not None
         if scaled:
             self.accelerator.unscale_gradients()
-        norms = torch._foreach_norm([p.grad for p in self.trained if p.grad is not None])
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        grads = [local(p.grad) for p in self.trained if p.grad is not None]
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        if self.sharded:  # each process has the norm of its rows
+            total = self._sum(total.square()).sqrt().to(self.device, total.dtype)
         norm = float(total)
         if norm > clip:
-            clip_grads_with_norm_(self.trained, clip, total)
+            torch._foreach_mul_(grads, clip / (total + 1e-6))
         if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):  # a scaler skips such a step by itself
             raise TrainingError(
                 f"loss {loss}, gradient norm {norm} at step {self.progress.step}: stopped before the update; try a "
-                f"lower learning rate, more warm-up, or --precision fp32. {what_is_safe(self.out)}"
+                f"lower learning rate, more warm-up, or --precision fp32. {safe_so_far(self.out)}"
             )
         return norm
 
@@ -326,21 +365,43 @@ class Trainer:
         """Mean loss in nats per token over the fixed validation windows; keeps the best weights and writes a sample."""
         self.gpt.eval()
         total, self.expert_use = torch.zeros(2, dtype=torch.float64), ExpertUse(self.gpt.config)
-        size = max(1, BATCH_TOKENS // self.gpt.config.block_size)  # windows: the same, whatever fits a training step
-        for first in range(self.rank * size, len(self.data.val[0]), size * self.world):
-            idx, targets = (t[first : first + size].to(self.device) for t in self.data.val)
-            with self.accelerator.autocast(), watch_routers(self.gpt) as routed:
-                loss = summed_loss(self.gpt, idx, targets)
-            if self.gpt.config.n_expert:
+        for idx, targets in self._val_batches():
+            n_targets = count_targets(targets)
+            with watch_routers(self.gpt) as routed:
+                loss = self.val_loss(idx, targets)
+            if self.gpt.config.n_expert and n_targets:
                 self.expert_use.add(routed)
-            total += torch.tensor([float(loss), count_targets(targets)], dtype=torch.float64)
+            total += torch.tensor([loss, n_targets], dtype=torch.float64)
+        if self.sharded:
+            reshard(self.loss_of)
         loss_sum, count = self._sum(total).tolist()
         if self.gpt.config.n_expert:
             self.expert_use.counts = self._sum(self.expert_use.counts)
-        if self.accelerator.is_main_process and self.config.eval.sample_tokens:
-            self.sample = self.sampler.write(self.out / "samples", self.progress.step, self.gpt)
+        if self.config.eval.sample_tokens:
+            whole = self.whole()
+            if self.accelerator.is_main_process:
+                self.sample = self.sampler.write(self.out / "samples", self.progress.step, whole)
         self._judge(loss_sum / count)
         return loss_sum / count
+
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's validation windows. A layer of a sharded model is gathered by all processes together: so each
+        gets as many batches, of which the last may have no target."""
+        idx, targets = self.data.val
+        size = max(1, BATCH_TOKENS // self.gpt.config.block_size)  # windows: the same, whatever fits a training step
+        n, at_once = len(idx), size * self.world
+        end = -(-n // at_once) * at_once if self.sharded else n
+        for first in range(self.rank * size, end, at_once):
+            if first < n:
+                yield idx[first : first + size], targets[first : first + size]
+            else:
+                yield idx[:size], torch.full_like(targets[:size], IGNORE_INDEX)
+
+    def val_loss(self, idx: Tensor, targets: Tensor) -> float:
+        """The summed loss of windows (B, T), without gradients."""
+        idx, targets = idx.to(self.device), targets.to(self.device)
+        with self.accelerator.autocast():
+            return float(self.loss_of(idx, targets) if self.sharded else summed_loss(self.gpt, idx, targets))
 
     def _judge(self, val_loss: float) -> None:
         """Notes the loss; a new best is saved at once, the start too: a folder that cannot be written shows here."""
@@ -358,12 +419,15 @@ class Trainer:
         """Pushes what an evaluation has found, now that its row is in the log: a new best model, and the step, where
         each is kept on the Hub."""
         facts, self.new_best = self.new_best, None
+        if not self.config.hub.repo_id:
+            return
+        whole = self.whole()
         if self.sharing and facts is not None and self.progress.step:
-            self.sharing.best(self.gpt, facts)
-        if self.config.hub.repo_id and self.config.hub.push_steps:
+            self.sharing.best(whole, facts)
+        if self.config.hub.push_steps:
             facts = self.save()
             if self.sharing:
-                self.sharing.step(self.progress.step, self.gpt, facts)
+                self.sharing.step(self.progress.step, whole, facts)
 
     def _log(self, bar: tqdm, row: dict) -> None:
         p = self.progress
@@ -422,8 +486,7 @@ class Trainer:
         if self.saved is not None:
             return self.saved
         self.progress.seconds = self.saved_at - self.started
-        if self.accelerator.is_main_process:
-            self._save_state()
+        self._save_state()
         self.saved = self._save_folder("last")
         if self.sharing:
             self.sharing.state()
@@ -431,21 +494,27 @@ class Trainer:
         return self.saved
 
     def _save_state(self) -> None:
+        weights = dict(self.whole().named_parameters())  # a tied head is listed once
+        moments = optimizer_tensors(self.gpt, self.optimizer)
+        if self.sharded:
+            moments = whole_tensors(moments)
+        if not self.accelerator.is_main_process:
+            return
         state = {**asdict(self.progress), "micro_batch_size": self.micro, "fixed": fixed_settings(self)}
         state |= {"recent": self.recent, "settings": settings_now(self), "changes": self.changes}
         state["log"] = self.metrics.mark()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        weights = dict(self.gpt.named_parameters())  # a tied head is listed once
-        save_state(self.out / "state", state, weights, optimizer_tensors(self.gpt, self.optimizer))
+        save_state(self.out / "state", state, weights, moments)
 
     def repair_last(self) -> None:
         """Writes last/ of a finished run again, where a kill came before it."""
-        if self.accelerator.is_main_process and not self._last_is_there():
+        whole = self.whole()
+        if self.accelerator.is_main_process and not self._last_is_there(whole):
             with disk_errors(self.out, self.save_bytes):
-                self._save_folder("last")
+                self._write_folder("last", whole, merged_facts(self.facts, progress_facts(self)))
 
-    def _last_is_there(self) -> bool:
+    def _last_is_there(self, whole: GPT) -> bool:
         """Whether last/ holds these weights, and a card that was written after them."""
         last = self.out / "last"
         try:
@@ -454,19 +523,21 @@ class Trainer:
                 return False
         except (ValueError, OSError):
             return False
-        weights = clean_state(without_adapters(self.gpt))
+        weights = clean_state(without_adapters(whole))
         return all(torch.equal(tensor, weights[name].cpu()) for name, tensor in clean_state(kept).items())
 
     def _save_folder(self, name: str) -> RunFacts:
         """Writes best/ or last/ with its card, and run.json, which holds what the card of best/ is made of."""
-        facts = merged_facts(self.facts, progress_facts(self))
-        if not self.accelerator.is_main_process:
-            return facts
-        save_model(self.out / name, without_adapters(self.gpt), self.tokenizer)
+        facts, whole = merged_facts(self.facts, progress_facts(self)), self.whole()
+        if self.accelerator.is_main_process:
+            self._write_folder(name, whole, facts)
+        return facts
+
+    def _write_folder(self, name: str, whole: GPT, facts: RunFacts) -> None:
+        save_model(self.out / name, without_adapters(whole), self.tokenizer)
         write_card(self.out / name, facts)
         if name == "best":
             write_atomic(self.out / "run.json", json.dumps(facts, indent=2))
-        return facts
 
     def resume(self, facts: dict) -> None:
         """Takes up the state that `read_facts` described. Raises ValueError when it belongs to another kind of run, or
@@ -482,8 +553,7 @@ class Trainer:
                 f"{self.out} holds a run with other settings ({was}, now {now}): use them again, choose another "
                 "--out_dir, or start anew with --overwrite"
             )
-        if "log" in facts and (self.out / METRICS).is_file():
-            check_metrics(self.out / METRICS, facts["log"])
+        best_is_there = on_main(lambda: self._check_outputs(facts))
         self._load(facts)
         if self.accelerator.scaler is not None and "scaler" in facts:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
@@ -491,26 +561,38 @@ class Trainer:
         self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
         self.sample = self.sampler.read(self.out / "samples", self.progress.evaluated_step)
         self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
-        if not (self.out / "best").exists():
+        if not best_is_there:
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
-        elif self.accelerator.is_main_process:
-            check_best(self.out / "best")
         if self.sharing and self.progress.best_step > 0:
             self.sharing.go_on()
         if self.progress.step == 0:  # nothing learned: the evaluation before the first step comes again
             self.progress = Progress()
 
+    def _check_outputs(self, facts: dict) -> bool:
+        """Looks at the files that the run goes on writing to; returns whether there is a best/."""
+        if "log" in facts and (self.out / METRICS).is_file():
+            check_metrics(self.out / METRICS, facts["log"])
+        if there := (self.out / "best").exists():
+            check_best(self.out / "best")
+        return there
+
     @torch.no_grad()
     def _load(self, facts: dict) -> None:
-        """Weights and moments of a state. Raises StateError for those of another model."""
-        weights, moments = load_tensors(self.out / "state", facts)
-        named = dict(self.gpt.named_parameters())
-        shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (weights, named))
-        if next(shapes) != next(shapes):
-            raise StateError(f"{self.out / 'state' / facts['files']['model']} is of another model than this run's")
-        for name, p in named.items():
-            p.copy_(weights[name])
-        load_optimizer_tensors(self.gpt, self.optimizer, moments)
+        """Weights and moments of a state, read by the main process. Raises StateError for those of another model."""
+        named, found = dict(self.gpt.named_parameters()), [{}, {}]
+
+        def read() -> None:
+            found[:] = load_tensors(self.out / "state", facts)
+            shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (found[0], named))
+            if next(shapes) != next(shapes):
+                raise StateError(f"{self.out / 'state' / facts['files']['model']} is of another model than this run's")
+
+        on_main(read)
+        weights, moments = found
+        for name, tensor in from_main(weights, self.device):
+            named[name].copy_(cut_as(tensor, named[name]))
+        load_optimizer_tensors(self.gpt, self.optimizer, from_main(moments, self.device))
+        self.whole_now = None
 
     def _save_due(self) -> bool:
         cfg, step = self.config.save, self.progress.step
@@ -525,7 +607,9 @@ class Trainer:
         if self.world == 1:
             return value
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return self.accelerator.reduce(value.to(self.device, dtype), "sum").cpu()
+        total = self.accelerator.reduce(value.to(self.device, dtype), "sum").cpu()
+        self.watchdog.beat()
+        return total
 
     def _agree(self, *flags: bool) -> list[bool]:
         """A decision is everyone's when it is anyone's: no process may leave a step that another one waits in."""
@@ -557,8 +641,9 @@ class Trainer:
         probe = torch.zeros(self.micro, T, dtype=torch.long, device=self.device)
         self.say("compiling the model, which takes up to a minute ...")
         try:
-            self.loss_of.compile(dynamic=False)
-            self.loss_of(probe, probe).backward()
+            compile_layers(self.gpt) if self.sharded else self.loss_of.compile(dynamic=False)
+            with self._micro_step(last=True):
+                self.loss_of(probe, probe).backward()
             self._clear_gradients()
         except Exception as error:
             if is_out_of_memory(error):

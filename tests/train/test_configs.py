@@ -1,11 +1,14 @@
 """Every config in the project parses, says what it is for, and builds its model."""
 
 import itertools
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 
 from nanogpt_hub.families import family_of
 from nanogpt_hub.model import GPT
@@ -42,10 +45,34 @@ def test_config_opens_with_what_it_is_for(path):
     assert any("-m " in line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_its_configs(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    assert config.mixed_precision == "no"  # precision is the run's own field
+    assert (path.stem == "fsdp2") == (config.distributed_type == "FSDP")
+    assert config.distributed_type != "MULTI_CPU"  # of which accelerate launch starts one process
+
+
+def test_the_slurm_script_is_one_and_gives_on_what_it_is_given(tmp_path):
+    script = ROOT / "configs" / "accelerate" / "slurm.sh"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    for name, text in (("scontrol", "echo node7; echo node8"), ("srun", 'shift; exec "$@"'), ("torchrun", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "41", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1"}
+    env = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script, "a b.yaml", "--x", "1"], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "--nnodes 2 --node_rank 1 --nproc_per_node 8 --master_addr node7 --master_port 20041 -m train.pretrain "
+        "a b.yaml --x 1\n"
+    )
+
+
 def test_there_is_a_config_for_each_promised_run():
     promised = {
         "quickstart", "shakespeare_char", "shakespeare_char_cpu", "shakespeare_bpe", "gpt2_124m_openwebtext",
-        "gpt2_124m_fineweb_edu", "finetune_gpt2_shakespeare",
+        "gpt2_124m_fineweb_edu", "gpt2_1558m_openwebtext", "finetune_gpt2_shakespeare",
     }  # fmt: skip
     assert promised <= {path.stem for path in CONFIGS}
 

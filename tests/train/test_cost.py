@@ -41,6 +41,39 @@ def test_memory_is_the_trainers_own_estimate():
     assert small.needed < 0.9 * 16e9, "the largest micro-batch that fits"
 
 
+def test_a_sharded_model_takes_its_part_of_each_device():
+    flags = ["--model.size=1m", "--data.tokenizer=byte", "--batch_size=8", "--micro_batch_size=1", "--precision=bf16"]
+    whole, cut = (cost.cost_of(config_of(*flags, f"--parallel.shard={s}"), 8, "H100") for s in ("false", "true"))
+    assert whole.parts["optimizer"] == 8 * whole.n_params
+    assert [8 * cut.parts[name] for name in ("weights", "gradients", "optimizer")] == pytest.approx(
+        [whole.parts[name] for name in ("weights", "gradients", "optimizer")], rel=1e-4
+    )
+    assert list(whole.parts.values())[-1] == list(cut.parts.values())[-1], "activations are what they were"
+    tables = 257 * 128  # the embedding and the head, in fp32 with their gradients; a layer's weights twice in bf16
+    assert cut.parts["gathered weights"] == pytest.approx(16 * tables + 6 * (cut.n_params - 2 * tables) / 4, rel=1e-4)
+
+
+def test_a_model_of_7b_fits_eight_gpus_only_where_it_is_cut_over_them(capsys):
+    flags = (
+        "--model.preset llama --model.n_layer 32 --model.n_head 32 --model.n_embd 4096 --model.n_inner 11008 "
+        "--model.block_size 4096 --data.tokenizer gpt2 --batch_size 8 --micro_batch_size 1 "
+        "--activation_checkpointing true --devices 8xH100"
+    ).split()
+    assert cost.main(flags) == 0
+    assert "--parallel.shard true cuts weights and optimizer over the devices" in capsys.readouterr().out
+    assert cost.main([*flags, "--parallel.shard", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "gathered weights" in said
+    assert "does not fit" not in said
+
+
+def test_the_largest_config_is_planned(capsys):
+    assert cost.main([str(ROOT / "configs" / "gpt2_1558m_openwebtext.yaml"), "--devices", "8xH100"]) == 0
+    said = capsys.readouterr().out
+    assert "does not fit" not in said
+    assert "(1 of the" in said  # compute-optimal
+
+
 def test_what_is_printed(capsys):
     assert cost.main([GPT2, "--devices", "8xH100", "--price", "2"]) == 0
     out = capsys.readouterr().out
