@@ -180,6 +180,7 @@ def attempt(track: Track, config: Path, seed: int, sources: tuple[str, str], out
         rows = timed_run(config, out, flags)
     log = [(row["step"], row["seconds"], row["val_loss"]) for row in rows if "val_loss" in row]
     model, tokenizer = load_model(out / "last", device="cpu" if track.hardware == CPU else "cuda")
+    assert tokenizer is not None  # each run saves one
     found = evaluate(model, tokenizer, open_source(sources[1]))
     return Attempt(seed, rows[-1]["step"], rows[-1]["seconds"], found.bits_per_byte, log)
 

@@ -579,7 +579,8 @@ class Trainer:
     @torch.no_grad()
     def _load(self, facts: dict) -> None:
         """Weights and moments of a state, read by the main process. Raises StateError for those of another model."""
-        named, found = dict(self.gpt.named_parameters()), [{}, {}]
+        named = dict(self.gpt.named_parameters())
+        found: list[dict[str, Tensor]] = [{}, {}]
 
         def read() -> None:
             found[:] = load_tensors(self.out / "state", facts)

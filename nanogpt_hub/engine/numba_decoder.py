@@ -10,6 +10,8 @@ compiles nothing. Shape legend: that of kernels.py.
 
 from collections.abc import Callable, Collection
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ from nanogpt_hub.engine.numba_sampler import SAMPLERS, choose
 from nanogpt_hub.engine.threads import team
 from nanogpt_hub.engine.torch_decoder import TorchDecoder, known_structure
 from nanogpt_hub.engine.tuning import LANES, MAX_ROWS, PER_THREAD_BYTES
-from nanogpt_hub.model import GPT, KVCache
+from nanogpt_hub.model import GPT, MLP, KVCache
 
 LARGEST_INT8_INPUTS = 2**16  # sums of more products of bytes could overflow 32 bits
 MODULES = (nn.Linear, Int8Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)
@@ -125,9 +127,10 @@ def layers_of(model: GPT) -> np.ndarray:
     """The addresses of each layer's parameters: an array (n_layer,) of `Layer`."""
     layers = np.zeros(len(model.h), Layer)
     for layer, block in zip(layers, blocks_of(model), strict=True):
+        mlp = cast(MLP, block.mlp)
         found = addresses(
             ln_1=block.ln_1, c_attn=block.attn.c_attn, attn_proj=block.attn.c_proj, ln_2=block.ln_2,
-            c_fc=block.mlp.c_fc, c_gate=getattr(block.mlp, "c_gate", None), mlp_proj=block.mlp.c_proj,
+            c_fc=mlp.c_fc, c_gate=getattr(mlp, "c_gate", None), mlp_proj=mlp.c_proj,
         )  # fmt: skip
         for name, address in found.items():
             layer[name] = address

@@ -12,7 +12,7 @@ Shape legend: that of model.py, and T = 1.
 
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class TorchDecoder(PlainDecoder):
         self.ln_f, self.lm_head = norm(model.ln_f, self.config), linear(model.lm_head)
         self.layers = [
             Layer(norm(b.ln_1, self.config), linear(b.attn.c_attn), linear(b.attn.c_proj),
-                  norm(b.ln_2, self.config), feed_forward(b.mlp))
+                  norm(b.ln_2, self.config), feed_forward(cast(MLP, b.mlp)))
             for b in blocks_of(model)
         ]  # fmt: skip
         positions = torch.arange(cache.k.size(3), device=cache.k.device)[None]
