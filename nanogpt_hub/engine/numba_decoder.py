@@ -9,7 +9,6 @@ compiles nothing. Shape legend: that of kernels.py.
 """
 
 from collections.abc import Callable, Collection
-
 from typing import cast
 
 import numpy as np
