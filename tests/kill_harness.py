@@ -223,7 +223,7 @@ def content(path: Path) -> object:
         return without_timing(json.loads(path.read_text()))
     if path.name == "README.md":
         return (
-            re.sub(r"\| (wall time|speed) \|.*", "", path.read_text())
+            re.sub(r"\| (wall time|speed|commit of the code) \|.*\n", "", path.read_text())
             .replace(" --resume previous", "")
             .replace(path.parents[1].name, "RUN")
         )
@@ -233,9 +233,9 @@ def content(path: Path) -> object:
 
 
 def without_timing(value):
-    """JSON without times, and without the hashes over text that holds them."""
+    """JSON without times, without the hashes over text that holds them, and without what forks do not look up."""
     if isinstance(value, dict):
-        ours = TIMING | {"seal", "log", "command"}
+        ours = TIMING | {"seal", "log", "command", "commit"}
         return {k: without_timing(v) for k, v in value.items() if k not in ours}
     return [without_timing(v) for v in value] if isinstance(value, list) else value
 
