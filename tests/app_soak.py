@@ -147,7 +147,7 @@ def start_app(hub: HubServer, place: Path) -> tuple[subprocess.Popen, str]:
 
 def visit(url: str, hostile: list[str], outcome: Outcome, over: threading.Event, rng: random.Random) -> None:
     """One client, until it is over."""
-    client = Client(url, verbose=False)
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 120})  # all connect at once
     while not over.is_set():
         try:
             ask(client, hostile, outcome, rng)
