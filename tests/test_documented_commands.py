@@ -28,7 +28,7 @@ from train.config import make_parser
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 SMALL = (
     "--max_steps 2 --batch_size 2 --eval.interval 1 --eval.max_windows 2 --eval.sample_tokens 4 --save.interval 2 "
-    "--micro_batch_size 0 --data.val_fraction 0.1 --device cpu --data.cache_dir cache"
+    "--micro_batch_size 0 --data.val_fraction 0.1 --device cpu --precision fp32 --data.cache_dir cache"
 )
 SHAPE = "--model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 --data.tokenizer byte"
 NANOGPT = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=False, vocab_size=3, dropout=0.0)
@@ -140,6 +140,8 @@ def run(words: list[str]) -> None:
         assert status_of(cost.main, args) == 0
     elif program in TRAINERS:
         assert status_of(TRAINERS[program].main, small_run(args)) == 0
+    elif program == "accelerate" and "-m" not in args:  # named in a sentence
+        launched(args)
     elif program == "accelerate":
         module = args.index("-m")
         launched(args[:module])

@@ -19,7 +19,7 @@ set -euo pipefail
 
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100 # seconds in which torchrun lets the processes save, where it knows it
 gpus=8
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # One launcher a node. --kill-on-bad-exit: when one node fails, the others end with it.

@@ -43,7 +43,7 @@ def yaml(text: str) -> str:
         ("--save.interval 0.5", "save.interval is '0.5'; it must be a whole number"),
         ("--optim.learning_rate fast", "optim.learning_rate is 'fast'; it must be a number"),
         ("--fast_cpu maybe", "fast_cpu is 'maybe'; it must be true or false"),
-        ("--model.preset gtp2", "it must be one of nanogpt, gpt2, pythia, llama, nanochat; did you mean gpt2"),
+        ("--model.preset gtp2", "it must be one of nanogpt, gpt2, pythia, llama, mixtral, nanochat; did you mean gpt2"),
         ("--model.dropout much", "model.dropout is 'much'; it must be a number"),
         ("--optim.name sgd", "optim.name is 'sgd'; it must be one of adamw, muon"),
         ("--lora.targets c_attnn", "it must be a list of c_attn, c_proj, c_fc, c_gate, such as a,b"),
