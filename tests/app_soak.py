@@ -175,21 +175,22 @@ def ask(client: Client, hostile: list[str], outcome: Outcome, rng: random.Random
 
 def write(client: Client, model: str, outcome: Outcome, rng: random.Random, leaves: bool) -> None:
     """A text of a model, or its beginning."""
-    seed, began, last = rng.randrange(20), time.perf_counter(), None
+    seed, began = rng.randrange(20), time.perf_counter()
     asked = dict(prompt="To be", model=model, seed=seed, max_new_tokens=TOKENS, temperature=0.8, engine="torch")
     job = client.submit(**asked, api_name="/generate")
-    for last in job:
-        if last["tokens"] and began:
+    while not job.done():  # iterating over a job that was refused never ends
+        time.sleep(0.005)
+        outputs = job.outputs()
+        if began and outputs and outputs[-1]["tokens"]:
             with outcome.lock:
                 outcome.first.append(time.perf_counter() - began)
             began = 0.0
-        if leaves and last["tokens"]:
-            job.cancel()
-            outcome.count("left in the middle")
-            return
-    if last is None:
-        job.result()  # raises what went wrong
-    outcome.text((model, seed), last["text"])
+            if leaves:
+                job.cancel()
+                outcome.count("left in the middle")
+                return
+    job.result()  # of a stream it is the first part; raises what went wrong
+    outcome.text((model, seed), job.outputs()[-1]["text"])
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
