@@ -1,8 +1,8 @@
 """How the app feels: `python -m benchmarks.page [--clients 20]` starts it as a user would and measures from outside.
 
 Targets on two cores with a model of ten million parameters: the page served within 10 s of the command and usable
-within 10 s of being opened, first text under 0.5 s after the click, the panel of a chosen token within 0.3 s, still within 0.5 s after Stop, and 20
-clients at once all answered with their own text, the memory back to where it was afterwards.
+within 10 s of being opened, first text under 0.5 s after the click, the panel of a chosen token within 0.3 s, still
+within 0.5 s after Stop, and 20 clients at once all answered with their own text, the memory back to where it was.
 """
 
 import argparse
