@@ -8,16 +8,12 @@ import pytest
 from nanogpt_hub.hub.readme import Readme
 from train import pretrain
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TEXT = "".join(f"Line {i}: the quick brown fox counts {i * i} lazy dogs.\n\n" for i in range(300))
 TINY = (
     "--model.preset nanogpt --model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 64 --batch_size 8 "
     "--data.tokenizer byte --max_steps 4 --eval.interval 2 --eval.max_windows 8 --eval.sample_tokens 60 --device cpu"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def run(folder: Path, text: str, *flags: str) -> Path:

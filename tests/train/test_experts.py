@@ -23,6 +23,7 @@ from train.report import read_metrics
 from train.trainer import Trainer
 
 CONFIG = GPTConfig.preset("mixtral", "1m", vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=32, n_inner=24)
+pytestmark = pytest.mark.usefixtures("own_cache")
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
     "--model.preset mixtral --model.n_expert 4 --model.n_layer 2 --model.n_head 2 --model.n_embd 16 "
@@ -30,18 +31,6 @@ TINY = (
     "--eval.interval 10 --eval.max_windows 8 --eval.sample_tokens 8 --save.interval 10 --optim.warmup_steps 2 "
     "--device cpu"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "fox.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
 
 
 def run(text: Path, out: Path, *flags: str) -> int:

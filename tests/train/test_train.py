@@ -24,17 +24,13 @@ from train.report import read_metrics
 from train.state import load_tensors, read_facts, save_state
 from train.trainer import LossOnly, Trainer
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (  # a run of a second
     "--model.preset nanogpt --model.n_layer 2 --model.n_head 2 --model.n_embd 16 --model.block_size 16 "
     "--data.tokenizer char --max_steps 20 --batch_size 8 --log_interval 1 --eval.interval 10 --eval.max_windows 8 "
     "--eval.sample_tokens 8 --save.interval 10 --optim.warmup_steps 2 --device cpu"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def run(text: Path, out: Path, *flags: str) -> int:
