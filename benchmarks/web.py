@@ -32,7 +32,7 @@ from nanogpt_hub.serve import PageServer
 from nanogpt_hub.tokenizer import build_tokenizer
 
 MODELS = {  # name: shape, tokenizer, new tokens, arithmetics
-    "1m": (dict(name="nanogpt", size="1m", block_size=128, vocab_size=1024), "char", 300, ("plain", "f32")),
+    "1m": (dict(name="nanogpt", size="1m", block_size=128, vocab_size=1024), "char", 120, ("plain", "f32")),  # quickstart's
     "10m": (dict(name="nanogpt", size="10m"), "char", 200, ("plain", "f32", "int8")),
     "124m": (dict(name="gpt2", size="124m", vocab_size=50257), "byte", 40, ("bf16", "int8")),
 }
