@@ -1,7 +1,9 @@
 """A chat template in a process of its own, started and ended from here.
 
-write = Renderer(template)                       # TemplateError where it is none
-write("text", messages=[...], eos_token="</s>")  # the conversation as text
+    write = Renderer(template)                       # TemplateError where it is none
+    write("text", messages=[...], eos_token="</s>")  # the conversation as text
+
+What the process does is in child.py.
 """
 
 import contextlib
