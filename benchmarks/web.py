@@ -27,8 +27,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.common import report
 from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.hub.serve import PageServer
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.serve import PageServer
 from nanogpt_hub.tokenizer import build_tokenizer
 
 MODELS = {  # name: shape, tokenizer, new tokens, arithmetics

@@ -26,6 +26,7 @@ from jsonargparse import Namespace
 from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.families import empty_model
+from nanogpt_hub.hub.card import BaseFacts
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
@@ -74,7 +75,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
         add_adapters(gpt, config.lora, config.seed)
     if config.data.format == "messages":
         tokenizer.config["chat_template"] = tokenizer.config.get("chat_template") or PLAIN
-    base = {"relation": "finetune"}
+    base: BaseFacts = {"relation": "finetune"}
     if place.repo_id:
         base |= {"id": place.repo_id, "revision": place.sha}
     return Start(gpt, tokenizer, base)

@@ -26,7 +26,6 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from huggingface_hub.hf_api import RepoSibling
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
-from nanogpt_hub.files import git_hash_of, replacing, sha256_of
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata
 from nanogpt_hub.hub.model_notebook import model_notebook
 from nanogpt_hub.hub.notebook import NOTEBOOK, is_ours
@@ -44,7 +43,8 @@ from nanogpt_hub.hub.resolve import (
     resolve,
     split_name,
 )
-from nanogpt_hub.readable import size
+from nanogpt_hub.system.files import git_hash_of, replacing, sha256_of
+from nanogpt_hub.system.readable import size
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]

@@ -36,10 +36,10 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
-from nanogpt_hub.files import git_hash_of, sha256_of
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
+from nanogpt_hub.system.files import git_hash_of, sha256_of
 from nanogpt_hub.tokenizer import Tokenizer
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from curves import losses
 
 from train import budget, pretrain
-from train.report import read_metrics
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
@@ -48,10 +48,6 @@ def weights(out: Path) -> bytes:
 
 def settings(out: Path) -> dict:
     return yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-
-
-def losses(out: Path) -> list[float]:
-    return [row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

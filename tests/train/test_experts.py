@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from curves import losses
 from helpers import ROOT
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.core import watch_routers
+from nanogpt_hub.edits.core import watch_routers
 from nanogpt_hub.model import GPT, GPTConfig
 from train import finetune, pretrain, trainer
 from train.experts import ExpertUse, balance_loss, describe_use, training_loss
@@ -35,10 +36,6 @@ TINY = (
 
 def run(text: Path, out: Path, *flags: str) -> int:
     return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
 
 
 def logits(seed: int, N: int = 50, E: int = 6) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from curves import val_losses
 from helpers import ROOT
 from test_sources import SHA, Server, serve_dataset
 
@@ -27,8 +28,9 @@ from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train import finetune, pretrain
 from train.config import LoraConfig
 from train.lora import add_adapters, without_adapters
-from train.report import read_metrics
 from train.rows import Conversations, RowBatches, TokenRows, completions, encode_rows, fit, open_rows, padded_length
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 NAMES, FOODS = "Ann Bob Cid Dora Eve Fred Gus Hal Ida Jon".split(), "figs rice soup eggs corn beans pie".split()
 FACTS = [(name, food, number) for number in (2, 3, 5) for name in NAMES for food in FOODS]
@@ -49,13 +51,6 @@ CHATS = [
     }
     for name, food, number in FACTS
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +104,6 @@ def tune(base: Path | str, data: Path, out: Path, *flags: str) -> int:
     return finetune.main(
         [*always.split(), "--from", str(base), "--data.source", str(data), "--out_dir", str(out), *flags]
     )
-
-
-def val_losses(out: Path) -> list[float]:
-    return [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
 
 
 def learned_text(tokenizer: Tokenizer, targets) -> str:

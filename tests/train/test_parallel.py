@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from curves import losses, val_losses
 from helpers import own_package
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -19,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from nanogpt_hub.checkpoint import load_model
 from train import finetune, pretrain, processes
 from train.config import make_parser, parse
-from train.report import read_metrics
 from train.state import read_facts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
@@ -52,19 +54,6 @@ def torchrun(*words: str, n: int = 2, **env: str) -> subprocess.CompletedProcess
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--rdzv_backend", "c10d"]
     command = [*launch, "--rdzv_endpoint", "127.0.0.1:0", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=own_package(**env))
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
-
-
-def val_losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def flags_of(name: str, text: Path, out: Path) -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from curves import losses, val_losses
 from safetensors.torch import load_file
 
-from nanogpt_hub import stories
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.corpus import stories
 from nanogpt_hub.lens import attention_maps
 from nanogpt_hub.runs import read_run
 from train import pretrain, trainer
@@ -35,14 +36,6 @@ TINY = (  # a run of a second
 
 def run(text: Path, out: Path, *flags: str) -> int:
     return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
-
-
-def val_losses(out: Path) -> list[float]:
-    return [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
 
 
 def weights(out: Path) -> bytes:
