@@ -46,7 +46,7 @@ from nanogpt_hub.generate import generate as generate_texts
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.hub.publish import push_state, push_to_hub
 from nanogpt_hub.hub.readme import Readme
-from nanogpt_hub.hub.resolve import Resolved, resolve, split_name
+from nanogpt_hub.hub.resolve import Resolved, blob_name, repair, resolve, split_name, with_repair
 from nanogpt_hub.hub.space import create_space
 from nanogpt_hub.hub.static import create_static_space
 from nanogpt_hub.importers.nanogpt import import_checkpoint
@@ -71,7 +71,8 @@ def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenize
     if getattr(args, "quantize", None) and args.device == "auto":
         args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=choose_device(args.device), dtype=dtype, any_core=args.any_core)
+    device = choose_device(args.device)
+    return with_repair(place, lambda: load_model(place, device=device, dtype=dtype, any_core=args.any_core))
 
 
 def say(text: str) -> None:
@@ -260,15 +261,14 @@ def info(args: argparse.Namespace) -> None:
     print("\nfiles")
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
-        digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
+        digest = f"  sha256 {checked_sha256(place, file)}" if file in weights else ""
         print(f"  {file.name:<28} {readable.size(file.stat().st_size):>10}{digest}")
 
 
 def print_model(place: Resolved) -> GPTConfig:
     """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
     try:
-        config, model_type = read_config_and_type(place, any_core=True)
-        match_tensors(config, read_shapes(weight_files(place)), model_type)
+        config, model_type = with_repair(place, lambda: read_shape(place))
     except ValueError as error:
         raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
     content = read_json(place.folder / "config.json")
@@ -286,6 +286,13 @@ def print_model(place: Resolved) -> GPTConfig:
     if has_template(tokenizer):
         print("chat         it has a template; to talk with it: nanogpt-hub chat PATH")
     return config
+
+
+def read_shape(place: Resolved) -> tuple[GPTConfig, str]:
+    """Config and model type of a folder whose weights have the shapes that these ask for. ValueError where not."""
+    config, model_type = read_config_and_type(place, any_core=True)
+    match_tensors(config, read_shapes(weight_files(place)), model_type)
+    return config, model_type
 
 
 def training_facts(folder: Path) -> dict[str, object]:
@@ -307,6 +314,14 @@ def print_rows(title: str, rows: dict[str, object]) -> None:
 def printable(value: object) -> str:
     """A value from somebody's file as a terminal may see it."""
     return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def checked_sha256(place: Resolved, file: Path) -> str:
+    """`shown_sha256`, compared with the hash that the Hub's cache tells; a damaged file is fetched again before."""
+    digest = shown_sha256(file)
+    if digest != blob_name(file) and repair(place, None, [file.name]):
+        return shown_sha256(file)
+    return digest
 
 
 def shown_sha256(path: Path) -> str:
@@ -407,7 +422,8 @@ def import_nanogpt(args: argparse.Namespace) -> None:
 
 def gguf(args: argparse.Namespace) -> None:
     try:
-        path = export_gguf(resolve(args.path), args.out, args.type)
+        place = resolve(args.path)
+        path = with_repair(place, lambda: export_gguf(place, args.out, args.type))
     except ImportError as error:
         raise ValueError(f"the package gguf is missing: run `{pip_line(['gguf'])}`") from error
     print(f"{path} ({readable.size(path.stat().st_size)}, {args.type})")
