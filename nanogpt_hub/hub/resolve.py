@@ -359,7 +359,7 @@ def fetch_again(place: Resolved, name: str, expected: str, token: str | bool | N
             place.repo_id, name, revision=place.sha, cache_dir=place.folder.parents[2], token=token,
             force_download=True,
         )  # fmt: skip
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, EntryNotFoundError, ValueError) as error:  # the last where the Hub is not reached
         reason = explain(error.__cause__ or error, place.repo_id, place.sha)
         raise DamagedError(name, place.repo_id, where, reason) from error
     if not has_hash(path, expected):
