@@ -219,11 +219,12 @@ class Repo:
         when they cannot be loaded (`with_repair`).
         """
         folder = snapshot_download(
-            self.repo_id, revision=self.revision, allow_patterns=["config.json"], cache_dir=self.cache_dir,
-            local_files_only=True,
-        )  # fmt: skip
-        logger.warning("the Hub cannot be reached (%s): taking %s from the cache", type(reason).__name__, self.repo_id)
+            self.repo_id, revision=self.revision, allow_patterns=[], cache_dir=self.cache_dir, local_files_only=True
+        )
         place = Resolved(Path(folder), self.repo_id, self.revision, Path(folder).name)
+        if files is MODEL_FILES and "config.json" not in loaded_files(place):
+            raise LocalEntryNotFoundError(f"{self} has no config.json in the cache")
+        logger.warning("the Hub cannot be reached (%s): taking %s from the cache", type(reason).__name__, self.repo_id)
         small = [name for name in loaded_files(place) if files.fullmatch(name) and not name.endswith(".safetensors")]
         repair(place, self.api.token, small)
         return place
