@@ -7,7 +7,7 @@ import torch
 
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.engine.select import engine_setting, preparation
-from nanogpt_hub.hub.resolve import Resolved
+from nanogpt_hub.hub.resolve import Resolved, with_repair
 from nanogpt_hub.model import GPT
 from nanogpt_hub.system.devices import choose_device
 from nanogpt_hub.tokenizer import Tokenizer
@@ -18,7 +18,8 @@ def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenize
     if getattr(args, "quantize", None) and args.device == "auto":
         args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    return load_model(place, device=choose_device(args.device), dtype=dtype, any_core=args.any_core)
+    device = choose_device(args.device)
+    return with_repair(place, lambda: load_model(place, device=device, dtype=dtype, any_core=args.any_core))
 
 
 def say(text: str) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from nanogpt_hub.exporters.gguf import export_gguf
-from nanogpt_hub.hub.resolve import resolve
+from nanogpt_hub.hub.resolve import resolve, with_repair
 from nanogpt_hub.importers.nanogpt import import_checkpoint
 from nanogpt_hub.system import readable
 from nanogpt_hub.system.installed import pip_line
@@ -33,7 +33,8 @@ def import_nanogpt(args: argparse.Namespace) -> None:
 
 def gguf(args: argparse.Namespace) -> None:
     try:
-        path = export_gguf(resolve(args.path), args.out, args.type)
+        place = resolve(args.path)
+        path = with_repair(place, lambda: export_gguf(place, args.out, args.type))
     except ImportError as error:
         raise ValueError(f"the package gguf is missing: run `{pip_line(['gguf'])}`") from error
     print(f"{path} ({readable.size(path.stat().st_size)}, {args.type})")

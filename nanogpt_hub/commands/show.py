@@ -20,7 +20,7 @@ from nanogpt_hub.checkpoint import (
 from nanogpt_hub.cli import GPT2_VOCABULARY, SMALL_VOCABULARIES
 from nanogpt_hub.edits.core import CORE_FILE, faults, running_core
 from nanogpt_hub.families import FAMILIES, empty_model, match_tensors
-from nanogpt_hub.hub.resolve import Resolved, resolve
+from nanogpt_hub.hub.resolve import Resolved, blob_name, repair, resolve, with_repair
 from nanogpt_hub.model import PRESETS, SIZES, GPTConfig, KVCache
 from nanogpt_hub.runs import run_record
 from nanogpt_hub.system import readable
@@ -42,15 +42,14 @@ def info(args: argparse.Namespace) -> None:
     print("\nfiles")
     weights = weight_files(place)
     for file in sorted(path for path in place.folder.iterdir() if path.is_file()):
-        digest = f"  sha256 {shown_sha256(file)}" if file in weights else ""
+        digest = f"  sha256 {checked_sha256(place, file)}" if file in weights else ""
         print(f"  {file.name:<28} {readable.size(file.stat().st_size):>10}{digest}")
 
 
 def print_model(place: Resolved) -> GPTConfig:
     """Family, size and tokenizer of a model, read without loading its weights. CheckpointError where it is none."""
     try:
-        config, model_type = read_config_and_type(place, any_core=True)
-        match_tensors(config, read_shapes(weight_files(place)), model_type)
+        config, model_type = with_repair(place, lambda: read_shape(place))
     except ValueError as error:
         raise CheckpointError(f"{place} is no model that can be loaded: {error}") from error
     content = read_json(place.folder / "config.json")
@@ -68,6 +67,13 @@ def print_model(place: Resolved) -> GPTConfig:
     if has_template(tokenizer):
         print("chat         it has a template; to talk with it: nanogpt-hub chat PATH")
     return config
+
+
+def read_shape(place: Resolved) -> tuple[GPTConfig, str]:
+    """Config and model type of a folder whose weights have the shapes that these ask for. ValueError where not."""
+    config, model_type = read_config_and_type(place, any_core=True)
+    match_tensors(config, read_shapes(weight_files(place)), model_type)
+    return config, model_type
 
 
 def training_facts(folder: Path) -> dict[str, object]:
@@ -89,6 +95,14 @@ def print_rows(title: str, rows: dict[str, object]) -> None:
 def printable(value: object) -> str:
     """A value from somebody's file as a terminal may see it."""
     return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def checked_sha256(place: Resolved, file: Path) -> str:
+    """`shown_sha256`, compared with the hash that the Hub's cache tells; a damaged file is fetched again before."""
+    digest = shown_sha256(file)
+    if digest != blob_name(file) and repair(place, None, [file.name]):
+        return shown_sha256(file)
+    return digest
 
 
 def shown_sha256(path: Path) -> str:

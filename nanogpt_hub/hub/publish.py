@@ -9,6 +9,7 @@ that got lost never leads to a second commit. `main` holds the best model; evalu
 
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -187,8 +188,9 @@ def training_files(folder: Path) -> dict[str, Path]:
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """All files below a folder by their path within."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files below a folder by their path within. What goes meanwhile, as the copies of a push do, is left out."""
+    paths = sorted(Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def read_facts(files: Files) -> RunFacts:

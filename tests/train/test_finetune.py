@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from curves import val_losses
 from helpers import ROOT
+from huggingface_hub import constants
 from test_sources import SHA, Server, serve_dataset
 
 from nanogpt_hub.chat import PLAIN, ChatTemplate, TemplateError, overlaps
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.hub.publish import push_to_hub
-from nanogpt_hub.hub.resolve import from_pretrained
+from nanogpt_hub.hub.resolve import from_pretrained, resolve
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.sources import Reading, SourceError
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
@@ -177,6 +178,19 @@ def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, alice
     assert "base_model: alice/base" in card
     assert "Fine-tuning changed the loss by -" in card
     assert sha in card
+
+
+def test_a_base_that_is_damaged_in_the_cache_is_named(base, pairs, tmp_path, capsys, alice, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    push_to_hub(base, "alice/base")
+    weights = (resolve("alice/base").folder / "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for method in ("GET", "HEAD"):
+        hub.fail(method, "/", times=10**6, status=503)
+    assert tune("alice/base", pairs, tmp_path / "run", "--data.format", "completion") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"model.safetensors of alice/base is damaged in the cache ({weights}) and could not be fetched again" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shared_run_with_adapters_goes_on_elsewhere_bit_for_bit(base, pairs, tmp_path, alice):
