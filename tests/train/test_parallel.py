@@ -31,7 +31,8 @@ RUNS = {  # untied and tied, with and without learned positions, biases and weig
     "adamw": "--model.preset gpt2 --optim.name adamw --max_steps 20 --activation_checkpointing true "
     "--micro_batch_size 2 --optim.weight_decay 0.1",
     "half": "--model.preset nanochat --model.n_kv_head 1 --max_steps 10",
-    "experts": "--model.preset mixtral --model.n_kv_head 1 --model.n_expert 4 --model.n_inner 16 --max_steps 20",
+    "experts": "--model.preset mixtral --model.n_kv_head 1 --model.n_expert 4 --model.n_inner 16 --max_steps 20 "
+    "--eval.interval 5",
 }
 LORA = "--optim.name adamw --lora.rank 2 --max_steps 10 --eval.interval 10 --device cpu --precision fp32".split()
 COMPILED = """
@@ -103,10 +104,10 @@ def sharded(ranks, one, text, tmp_path_factory) -> Path:
     jobs.append((*PRETRAIN, *flags_of("muon", text, place / "taken")))
     jobs.append((str(script), *flags_of("muon", text, place / "compiled"), *compiled))
     jobs.append((*FINETUNE, *lora_flags(text, one / "muon" / "best", place / "lora")))
-    jobs += [(*PRETRAIN, *flags_of("experts", text, place / "experts"), "--max_steps", n) for n in ("7", "14", "20")]
+    jobs += [(*PRETRAIN, *flags_of("experts", text, place / "experts"), "--max_steps", n) for n in ("5", "10", "20")]
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     for words in jobs:
-        n = 1 if words[-1] == "14" else 2
+        n = 1 if words[-1] == "10" else 2
         done = ranks.run(*words, *(["--parallel.shard", "true"] if n == 2 else []), n=n, NANOGPT_HUB_CACHE=cache)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert done.stdout.count("2 processes, the model cut over them") == n - 1
