@@ -112,14 +112,10 @@ def test_any_split_into_micro_batches_gives_the_same_losses(text, tmp_path):
         assert curve == pytest.approx(curves[0], abs=1e-5)
 
 
-def test_two_processes_give_the_same_losses_as_one(text, tmp_path):
+def test_two_processes_give_the_same_losses_as_one(ranks, text, tmp_path):
     flags = [*TINY, "--data.source", str(text), "--optim.name", "adamw", "--micro_batch_size", "2"]
     assert pretrain.main([*flags, "--out_dir", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", "train.pretrain"]
-    done = subprocess.run(
-        [*launch, *flags, "--out_dir", str(tmp_path / "two")], capture_output=True, text=True, timeout=200
-    )
+    done = ranks.run("-m", "train.pretrain", *flags, "--out_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes" in done.stdout
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
