@@ -29,7 +29,10 @@ class Exercise:
             try:
                 return getattr(self.module, name)(*args, **kwargs)
             except NotImplementedError as todo:
-                pytest.fail(f"{self.path.parent.name}/{self.path.name}: {todo}", pytrace=False)
+                sentence = f"{self.path.parent.name}/{self.path.name}: {todo}"
+            pytest.fail(
+                sentence, pytrace=False
+            )  # out here the sentence comes alone, not after the exception it is made of
 
         return call
 
