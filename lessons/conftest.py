@@ -30,9 +30,7 @@ class Exercise:
                 return getattr(self.module, name)(*args, **kwargs)
             except NotImplementedError as todo:
                 sentence = f"{self.path.parent.name}/{self.path.name}: {todo}"
-            pytest.fail(
-                sentence, pytrace=False
-            )  # out here the sentence comes alone, not after the exception it is made of
+            pytest.fail(sentence, pytrace=False)  # outside of `except`: else pytest shows the first exception, too
 
         return call
 
