@@ -22,17 +22,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when torch is: threads 
 try:
     import torch
 
-    from nanogpt_hub.devices import choose_device
     from nanogpt_hub.engine import ENGINES
     from nanogpt_hub.engine.select import VARIABLE, engine_setting, preparation
     from nanogpt_hub.hub.resolve import Resolved
-    from nanogpt_hub.installed import pip_line
     from nanogpt_hub.page.layout import create_page, serve
     from nanogpt_hub.playground.models import ModelStore
     from nanogpt_hub.playground.session import Playground
     from nanogpt_hub.sampling import SamplingConfig
+    from nanogpt_hub.system.devices import choose_device
+    from nanogpt_hub.system.installed import pip_line
 except ModuleNotFoundError:
-    from nanogpt_hub.installed import need
+    from nanogpt_hub.system.installed import need
 
     need("the app", "app")
     raise

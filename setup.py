@@ -13,7 +13,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-PARTS = ("train", "configs", "web", "app.py", "requirements.txt")  # as nanogpt_hub/installed.py looks for them
+PARTS = ("train", "configs", "web", "app.py", "requirements.txt")  # as nanogpt_hub/system/installed.py looks for them
 
 
 class BuildWithParts(build_py):

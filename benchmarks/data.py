@@ -2,7 +2,7 @@
 
     python -m benchmarks.data [--tokenizer bpe:1024] [--megabytes 64] [--rounds 3] [--large 2000]
     python -m benchmarks.data --stream 5000 [--tokenizer gpt2]
-    python -m benchmarks.data --kills 20 [--megabytes 64] [--tokenizer gpt2]
+    python -m benchmarks.data --kills 20 [--processes 1,2] [--steps 6000] [--megabytes 64] [--tokenizer gpt2]
 
 prepare  a text file becomes token shards on disk, against tiktoken alone on the same text in memory, on one core; both
          with the same vocabulary. The text is Python's own standard library, again and again.
@@ -12,12 +12,15 @@ stream   instead of these: a text of so many megabytes that nobody has tokenised
          done its first step, the most memory that the run and the process beside it have, and how long the preparation
          takes to its end with one worker and with two.
 kills    instead of these: a run that tokenises beside the training is killed with SIGKILL so many times, at random
-         moments, the trainer, the tokenising process or both; then it is let to its end. Its shards and its weights are
-         compared with those of a run that was left alone.
+         moments, the trainer, the tokenising process or both; then it is let to its end. Its shards, its losses and its
+         weights must be those of a run that was left alone, bit for bit. With --processes 1,2 the trainer is started as
+         one process and as two in turn, of which one or both are killed: then losses and weights may differ by 1e-5.
 """
 
 import argparse
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -32,12 +35,14 @@ from pathlib import Path
 from statistics import median
 
 import psutil
+from safetensors.torch import load_file
 
 from benchmarks.common import alternate, in_fresh_process, process_peak, ratio, report
 from benchmarks.train_step import SHAPES, our_steps
 from nanogpt_hub.sources import open_source
 from nanogpt_hub.tokenizer import build_tokenizer
 from train.data import Batches
+from train.report import read_metrics
 from train.shards import prepare
 
 MB = 10**6
@@ -90,19 +95,24 @@ def reading(path: Path, tokenizer, folder: Path, rounds: int) -> list[dict]:
 
 TINY = (
     "--model.preset nanogpt --model.n_layer 1 --model.n_head 1 --model.n_embd 16 --model.block_size 64 --device cpu "
-    "--batch_size 64 --eval.interval 1000000 --eval.max_windows 20 --eval.sample_tokens 0 --log_interval 1 "
+    "--eval.interval 1000000 --eval.max_windows 20 --eval.sample_tokens 0 --log_interval 1 "
     "--save.interval 50"
 ).split()
+
+
+LAUNCHER = "torch.distributed.run --nproc_per_node {} --rdzv_backend c10d --rdzv_endpoint 127.0.0.1:0 -m"
 
 
 class Run:
     """A training run in a process of its own, on a model so small that the data is what counts."""
 
-    def __init__(self, text: Path, tokenizer: str, folder: Path, steps: int):
+    def __init__(self, text: Path, tokenizer: str, folder: Path, steps: int, batch_size: int = 64, processes: int = 1):
         self.out, self.peaks = folder / "run", {"trainer": 0, "tokenizing": 0}
         env = {**os.environ, "NANOGPT_HUB_CACHE": str(folder / "cache")}
-        flags = ["--data.source", str(text), "--data.tokenizer", tokenizer, "--max_steps", str(steps)]
-        command = [sys.executable, "-m", "train.pretrain", *TINY, *flags, "--out_dir", str(self.out)]
+        flags = ["--data.source", str(text), "--data.tokenizer", tokenizer, "--max_steps", str(steps),
+                 "--batch_size", str(batch_size)]  # fmt: skip
+        launcher = LAUNCHER.format(processes).split() if processes > 1 else []
+        command = [sys.executable, "-m", *launcher, "train.pretrain", *TINY, *flags, "--out_dir", str(self.out)]
         with open(folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         threading.Thread(target=self._watch, daemon=True).start()
@@ -123,11 +133,39 @@ class Run:
 
     def beside(self) -> list[psutil.Process]:
         """The processes that tokenise for it."""
-        try:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            return [child for child in children if "train.tokenizing" in child.cmdline()]
-        except psutil.NoSuchProcess:
-            return []
+        return [child for child, words in self._children().items() if "train.tokenizing" in words]
+
+    def trainers(self) -> list[psutil.Process]:
+        """The launcher, where there is one, and the processes that train."""
+        others = [child for child, words in self._children().items() if "train.pretrain" in words]
+        return [psutil.Process(self.process.pid), *others]
+
+    def _children(self) -> dict[psutil.Process, list[str]]:
+        """The processes that it started, and how they were."""
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                    found[child] = child.cmdline()
+        return found
+
+    def kill_some(self, dice: random.Random) -> bool:
+        """Kills the trainer, the tokenising processes, both, or of several trainers one, whose end the launcher makes
+        that of all. Returns whether the run has ended."""
+        trainers, beside = self.trainers(), self.beside()
+        choices = [trainers, beside, trainers + beside, trainers[-1:]]
+        victims = dice.choice([processes for processes in choices if processes])
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        if victims == beside:
+            return False
+        self.process.wait()
+        psutil.wait_procs(trainers)
+        return True
+
+    def said(self) -> str:
+        return (self.out.parent / "log.txt").read_text(errors="replace")[-2000:]
 
     def steps(self) -> int:
         """Optimizer steps done, by the log."""
@@ -169,31 +207,44 @@ def ahead(text: Path, tokenizer: str, folder: Path, workers: int) -> float:
     return time.perf_counter() - start
 
 
-def killing(text: Path, tokenizer: str, folder: Path, n_kills: int) -> list[dict]:
-    """A run left alone and one killed n_kills times: are shards and weights the same bytes?"""
+def killing(text: Path, tokenizer: str, folder: Path, n_kills: int, steps: int, processes: list[int]) -> list[dict]:
+    """A run left alone and one killed n_kills times, started as so many processes in turn: do they end alike?"""
     dice, results = random.Random(1), []
     for name, kills in (("alone", 0), ("killed", n_kills)):
-        here = folder / name
+        here, counts, start = folder / name, itertools.cycle(processes), time.perf_counter()
         here.mkdir()
-        run, done, start = Run(text, tokenizer, here, STEPS), 0, time.perf_counter()
-        while done < kills:
+        run, killed_at = Run(text, tokenizer, here, steps, SMALL_BATCH, next(counts)), set()
+        for done in range(kills):
             time.sleep(dice.uniform(0.5, 2) * LEAST_SECONDS)
-            victims = dice.choice([[run.process], run.beside(), [run.process, *run.beside()]])
-            for victim in victims:
-                victim.kill()
-            done += bool(victims)
-            if run.process in victims or run.process.poll() is not None:
-                run.process.wait()
-                run = Run(text, tokenizer, here, STEPS)
-        run.process.wait()
-        results.append({"kills": done, "exit status": run.process.returncode, "steps": run.steps(),
-                        "seconds": time.perf_counter() - start, **digests(here)})  # fmt: skip
+            if run.process.poll() is not None:
+                sys.exit(f"the run ended after {done} kills, at step {run.steps()}: more --steps\n{run.said()}")
+            if run.kill_some(dice):
+                killed_at.add(run.steps())
+                run = Run(text, tokenizer, here, steps, SMALL_BATCH, next(counts))
+        if run.process.wait():
+            sys.exit(f"the run failed:\n{run.said()}")
+        results.append({"run": name, "kills": kills, "trainer killed at": f"{len(killed_at)} steps",
+                        "steps": run.steps(), "seconds": time.perf_counter() - start, **digests(here)})  # fmt: skip
+    differing = differences(folder / "alone", folder / "killed")
     assert results[0]["shards"] == results[1]["shards"], results
-    assert results[0]["weights"] == results[1]["weights"], results
-    return results
+    assert max(differing.values()) <= (1e-5 if len(set(processes)) > 1 else 0), differing
+    return [{**result, **differing} for result in results]
 
 
-STEPS, LEAST_SECONDS = 6000, 8
+LEAST_SECONDS = 8  # a kill comes after 0.5 to 2 times as many, before a trainer has started again or while it trains
+SMALL_BATCH = 4  # of a run that is killed, which then saves every few seconds, whatever its vocabulary
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """The largest differences of the losses of all steps, each of which must be there once, and of the weights."""
+    logs = [read_metrics(folder / "run" / "metrics.jsonl") for folder in (one, other)]
+    losses = [[(row["step"], row["train_loss"]) for row in log if "train_loss" in row] for log in logs]
+    assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]] == list(range(1, len(losses[0]) + 1))
+    weights = [load_file(folder / "run" / "last" / "model.safetensors") for folder in (one, other)]
+    return {
+        "losses differ by": max(abs(a - b) for (_, a), (_, b) in zip(*losses, strict=True)),
+        "weights differ by": max(float((weights[0][n] - weights[1][n]).abs().max()) for n in weights[0]),
+    }
 
 
 def digests(folder: Path) -> dict:
@@ -219,6 +270,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stream", type=int, default=0, help="megabytes of a text that is trained on while tokenised")
     parser.add_argument("--kills", type=int, default=0, help="how often such a run is killed")
+    parser.add_argument("--steps", type=int, default=6000, help="how many it makes")
+    parser.add_argument("--processes", default="1", help="how many train in it, in turn after each kill, as in 1,2")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the fresh process
     args = parser.parse_args()
     if args.one:
@@ -228,7 +281,9 @@ def main() -> None:
         folder = Path(name)
         if args.stream or args.kills:
             write_text(folder / "text.txt", (args.stream or args.megabytes) * MB)
-            trial = streaming if args.stream else partial(killing, n_kills=args.kills)
+            processes = [int(n) for n in args.processes.split(",")]
+            kill = partial(killing, n_kills=args.kills, steps=args.steps, processes=processes)
+            trial = streaming if args.stream else kill
             report("data_stream" if args.stream else "data_kills", trial(folder / "text.txt", args.tokenizer, folder))
             return
         tokenizer = build_tokenizer(args.tokenizer, open_source("python").texts())

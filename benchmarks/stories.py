@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.common import table
 from nanogpt_hub import generate, load_model
+from nanogpt_hub.corpus.stories import entropy, first_error, probability, stories
 from nanogpt_hub.sources import open_source
-from nanogpt_hub.stories import entropy, first_error, probability, stories
 
 STORY = re.compile(
     r"""

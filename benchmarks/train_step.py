@@ -30,9 +30,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.common import Taken, alternate, ratio, report, table, times, workers
 from benchmarks.peers import nanogpt_module
-from nanogpt_hub.devices import choose_device
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPTConfig
+from nanogpt_hub.system.devices import choose_device
 from train.config import make_parser, parse
 from train.hardware import DTYPES, choose_precision, flops_per_token
 from train.loading import load_data, open_source_of

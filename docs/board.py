@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanogpt_hub.compare import markdown
-from nanogpt_hub.readable import flatten
+from nanogpt_hub.system.readable import flatten
 from train.speedrun import TRACKS, board, record_of
 
 PAGE = Path(__file__).with_name("speedrun.md")

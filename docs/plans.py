@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nanogpt_hub.readable import duration
+from nanogpt_hub.system.readable import duration
 from train.config import make_parser, parse
 from train.cost import DEVICES, ROOM, TOKENS_PER_PARAMETER, Cost, cost_of
 

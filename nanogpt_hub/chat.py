@@ -18,14 +18,8 @@ A template is a program in the Jinja language, and mostly somebody else's: it ru
 its own with limits on time and memory, and sees nothing but the conversation and the names of the special tokens.
 """
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,10 +30,10 @@ import tokenizers
 from nanogpt_hub.generate import Token, stream_tokens
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig
-from nanogpt_hub.template_child import environment
+from nanogpt_hub.sandbox.child import environment
+from nanogpt_hub.sandbox.renderer import Renderer, TemplateError
 from nanogpt_hub.tokenizer import Tokenizer
 
-WALL_SECONDS = 30.0  # for one conversation, where the system cannot count the processor's
 PLAIN = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
@@ -58,81 +52,8 @@ Messages = list[dict]  # {"role": ..., "content": ...} and whatever else a templ
 Encoded = tuple[list[int], list[bool]]  # ids, and which of them are learned
 
 
-class TemplateError(ValueError):
-    """A chat template that is none, or that cannot write a conversation."""
-
-
 class NoTemplateError(TemplateError):
     """A model that was not tuned on conversations."""
-
-
-# ---- the template in a process of its own ----
-
-
-class Renderer:
-    """A template in a process of its own, with limits on time and memory (template_child.py).
-
-    Started when it is first needed, and anew in a process that was forked since. Threads wait for each other. Raises
-    TemplateError.
-    """
-
-    def __init__(self, template: str):
-        self.template, self.pid = template, 0
-        self.child: subprocess.Popen | None = None
-        self.lock = threading.RLock()
-        self("template", template=template)
-
-    def __call__(self, part: str, **request) -> str:
-        """What the child answers: the `part` of its reply."""
-        if self.pid != os.getpid():
-            self.child, self.lock = None, threading.RLock()  # a fork copies a lock that may be held
-        with self.lock:
-            if self.child is None:
-                self._start()
-                if part != "template":
-                    self("template", template=self.template)
-            reply = self._ask(request)
-        if "error" in reply:
-            raise TemplateError(reply["error"])
-        return reply.get(part, "")
-
-    def _start(self) -> None:
-        script = str(Path(__file__).with_name("template_child.py"))
-        # In a session of its own: Ctrl-C in a terminal is for this process alone.
-        self.child = subprocess.Popen(
-            [sys.executable, script], start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.pid = os.getpid()
-        weakref.finalize(self, end, self.child)
-
-    def _ask(self, request: dict) -> dict:
-        child = self.child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        guard = threading.Timer(WALL_SECONDS, child.kill) if os.name == "nt" else None  # elsewhere it ends itself
-        if guard:
-            guard.start()
-        try:
-            child.stdin.write(json.dumps(request, default=str).encode() + b"\n")
-            child.stdin.flush()
-            return json.loads(child.stdout.readline())
-        except (OSError, ValueError) as error:
-            end(child)
-            self.child = None
-            raise TemplateError("it takes too much time or memory, and was stopped") from error
-        finally:
-            if guard:
-                guard.cancel()
-
-
-def end(child: subprocess.Popen) -> None:
-    """Ends a child and lets go of its pipes."""
-    child.kill()
-    for pipe in filter(None, (child.stdin, child.stdout)):
-        with contextlib.suppress(OSError):
-            pipe.close()
-    child.wait()
 
 
 # ---- conversations as text and ids ----

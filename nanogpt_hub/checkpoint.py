@@ -3,7 +3,7 @@
     save_model("out/mine", model, tokenizer)
     model, tokenizer = load_model("out/mine")
 
-A model of an edited model.py (fingerprint.py) is no stock model: its folder is of our own type, holds that file as
+A model of an edited model.py (see edits/) is no stock model: its folder is of our own type, holds that file as
 model.py.txt, and loads only where the same code runs, or where another core is asked for on purpose (`any_core`).
 
 Safetensors and JSON only: nothing in a folder is ever unpickled or executed, whoever made it. What does not fit is
@@ -29,7 +29,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanogpt_hub.core import CORE_FILE, RUNTIME, Core, running_core
+from nanogpt_hub.edits.core import CORE_FILE, RUNTIME, Core, running_core
+from nanogpt_hub.edits.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.families import (
     OWN_TYPE,
     config_from_hf,
@@ -44,9 +45,8 @@ from nanogpt_hub.families import (
     state_from_hf,
     state_to_hf,
 )
-from nanogpt_hub.files import sync
-from nanogpt_hub.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.system.files import sync
 from nanogpt_hub.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

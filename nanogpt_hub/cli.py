@@ -1,7 +1,7 @@
 """The command line: `nanogpt-hub COMMAND ...`, or `python -m nanogpt_hub COMMAND ...`.
 
 One `add_...` declares the arguments of each command, and `build_parser` lists them. What a command does is one function
-in commands.py, imported when its command runs: this file needs no torch, so that help comes at once. Results go to
+in commands/, imported when its command runs: this file needs no torch, so that help comes at once. Results go to
 stdout, everything else to stderr. Exit codes: 0 done, 2 a wrong argument or file, 130 interrupted.
 """
 
@@ -12,11 +12,12 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_hub.engine import ENGINES
-from nanogpt_hub.installed import EXTRAS, MissingPackagesError, how_to_get, load, requirement, what_is_missing
 from nanogpt_hub.sampling import SAMPLERS, SamplingConfig
+from nanogpt_hub.system.installed import EXTRAS, MissingPackagesError, how_to_get, load, requirement, what_is_missing
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRESETS = ("nanogpt", "gpt2", "pythia", "llama", "mixtral", "nanochat")  # as in model.py, which imports torch
@@ -57,7 +58,7 @@ def add_engine(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def add_generate(commands) -> None:
-    parser = add_command(commands, "generate", "generate", "Streams text from a model.")
+    parser = add_command(commands, "generate", "text.generate", "Streams text from a model.")
     add_path(parser)
     parser.add_argument(
         "--prompt", default="", metavar="TEXT",
@@ -107,7 +108,7 @@ def add_sampling_flag(parser: argparse.ArgumentParser, name: str, kind: type, te
 
 def add_chat(commands) -> None:
     parser = add_command(
-        commands, "chat", "chat",
+        commands, "chat", "text.chat",
         "Talks with a model that was tuned on conversations: a line is a message, the answer streams. /reset forgets "
         "what was said, Ctrl-C ends an answer, Ctrl-D the chat. What is piped in is taken line by line.",
     )  # fmt: skip
@@ -127,7 +128,7 @@ def add_chat(commands) -> None:
 
 
 def add_eval(commands) -> None:
-    parser = add_command(commands, "eval", "evaluate_model", "Measures how well a model predicts a text.")
+    parser = add_command(commands, "eval", "measure.evaluate_model", "Measures how well a model predicts a text.")
     add_path(parser)
     parser.add_argument(
         "--data", required=True, metavar="SOURCE",
@@ -150,14 +151,15 @@ def add_eval(commands) -> None:
 
 
 def add_info(commands) -> None:
-    add_path(add_command(commands, "info", "info", "Tells a model's shape, tokenizer, provenance and files."))
+    add_path(add_command(commands, "info", "show.info", "Tells a model's shape, tokenizer, provenance and files."))
 
 
 # ---- core ----
 
 
 def add_core(commands) -> None:
-    parser = add_command(commands, "core", "core", "Tells whether model.py is edited, and tries what it must keep.")
+    text = "Tells whether model.py is edited, and tries what it must keep."
+    parser = add_command(commands, "core", "show.core", text)
     parser.add_argument("--preset", choices=PRESETS, help="lineage to try (default: all of them)")
     parser.add_argument("fields", metavar="FIELD=VALUE", nargs="*", help="of the config, such as activation=relu2")
 
@@ -167,7 +169,7 @@ def add_core(commands) -> None:
 
 def add_audit(commands) -> None:
     text = "Looks for duplicates, secrets, personal data, invisible characters and planted triggers in a text."
-    parser = add_command(commands, "audit", "audit_text", text)
+    parser = add_command(commands, "audit", "measure.audit_text", text)
     parser.add_argument("data", metavar="SOURCE", help="as of train.pretrain: file, folder, URL, Hub dataset, stories")
     parser.add_argument("--text-column", default="text", metavar="NAME", help="of tables (default: text)")
     parser.add_argument("--model", metavar="PATH", help="how much of what this model writes stands in the text")
@@ -179,7 +181,7 @@ def add_audit(commands) -> None:
 
 def add_compare(commands) -> None:
     text = "Compares training runs: settings, losses at equal steps, tokens and time, and what is beyond noise."
-    parser = add_command(commands, "compare", "compare_runs", text)
+    parser = add_command(commands, "compare", "measure.compare_runs", text)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folders; those that differ in the seed are averaged"
     )
@@ -191,7 +193,7 @@ def add_compare(commands) -> None:
 
 def add_import(commands) -> None:
     parser = add_command(
-        commands, "import", "import_nanogpt", "Makes a model folder of a checkpoint that nanoGPT wrote."
+        commands, "import", "convert.import_nanogpt", "Makes a model folder of a checkpoint that nanoGPT wrote."
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="nanoGPT's ckpt.pt")
     parser.add_argument("out", metavar="OUT", help="the new model folder")
@@ -205,7 +207,7 @@ def add_import(commands) -> None:
 
 
 def add_gguf(commands) -> None:
-    parser = add_command(commands, "gguf", "gguf", "Writes a model as a GGUF file, for llama.cpp and its kin.")
+    parser = add_command(commands, "gguf", "convert.gguf", "Writes a model as a GGUF file, for llama.cpp and its kin.")
     add_path(parser)
     parser.add_argument("out", metavar="OUT", help="the new file, such as mine.gguf")
     parser.add_argument("--type", choices=GGUF_KINDS, default="f32", help="of the matrices (default: f32)")
@@ -215,7 +217,8 @@ def add_gguf(commands) -> None:
 
 
 def add_push(commands) -> None:
-    parser = add_command(commands, "push", "push", "Publishes a model folder on the Hub, with its card, in one commit.")
+    text = "Publishes a model folder on the Hub, with its card, in one commit."
+    parser = add_command(commands, "push", "share.push", text)
     add_path(parser)
     parser.add_argument("repo_id", metavar="REPO", help="user/name, or the address of its page; created if need be")
     parser.add_argument("--private", action="store_true", help="create it private")
@@ -244,7 +247,7 @@ def add_push(commands) -> None:
 
 
 def add_space(commands) -> None:
-    parser = add_command(commands, "space", "space", "Creates or updates a Space that opens with a model.")
+    parser = add_command(commands, "space", "share.space", "Creates or updates a Space that opens with a model.")
     parser.add_argument("space_id", metavar="SPACE", help="user/name of the Space")
     parser.add_argument("--model", required=True, metavar="REPO", help="user/name[@revision] of the model on the Hub")
     parser.add_argument(
@@ -268,12 +271,8 @@ def add_space(commands) -> None:
 
 
 def add_web(commands) -> None:
-    parser = add_command(
-        commands,
-        "web",
-        "web",
-        "Serves the page in which a browser runs a model: what a static Space shows, on this machine.",
-    )
+    text = "Serves the page in which a browser runs a model: what a static Space shows, on this machine."
+    parser = add_command(commands, "web", "share.web", text)
     parser.add_argument("path", metavar="PATH", nargs="?", help="model folder, or user/name on the Hub (default: none)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, metavar="INT", help="0 takes a free one (default: 8000)")
@@ -283,9 +282,8 @@ def add_web(commands) -> None:
 
 
 def add_sizes(commands) -> None:
-    parser = add_command(
-        commands, "sizes", "sizes", "Prints a Markdown table of the named sizes and the memory they need."
-    )
+    text = "Prints a Markdown table of the named sizes and the memory they need."
+    parser = add_command(commands, "sizes", "show.sizes", text)
     parser.add_argument("--preset", choices=PRESETS, default="nanogpt", help="lineage (default: nanogpt)")
     usual = ", ".join(f"{vocab} for {size}" for size, vocab in SMALL_VOCABULARIES.items())
     parser.add_argument(
@@ -333,7 +331,7 @@ def add_app(commands) -> None:
 
 
 def add_command(commands, name: str, run: str, text: str) -> argparse.ArgumentParser:
-    """A command, and the function of commands.py that does it."""
+    """A command, and the MODULE.FUNCTION of commands/ that does it."""
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     return parser
@@ -358,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows console or pipe may not speak UTF-8 by itself
         sys.stdout.reconfigure(encoding="utf-8")
     try:
-        run = args.run if callable(args.run) else getattr(importlib.import_module("nanogpt_hub.commands"), args.run)
+        run = args.run if callable(args.run) else command_of(args.run)
         run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -376,6 +374,12 @@ def main(argv: list[str] | None = None) -> int:
 
         return fail(without_secrets(str(error)))
     return 0
+
+
+def command_of(name: str) -> Callable[[argparse.Namespace], None]:
+    """The function of commands/ that is called MODULE.FUNCTION."""
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"nanogpt_hub.commands.{module}"), function)
 
 
 def fail(sentence: str) -> int:

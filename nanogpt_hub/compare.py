@@ -17,8 +17,8 @@ from statistics import mean, stdev, variance
 
 from nanogpt_hub.checkpoint import read_json
 from nanogpt_hub.hub.plain_yaml import read_mapping
-from nanogpt_hub.readable import flatten
 from nanogpt_hub.runs import MAX_BYTES, Run, read_run
+from nanogpt_hub.system.readable import flatten
 
 LEVEL = 0.05  # a difference is beyond noise where chance alone makes one as large less often than this
 IGNORED = ("seed", "out_dir", "hub", "trackers", "log_interval", "save")  # settings that are no part of the experiment

@@ -6,7 +6,7 @@ Pure functions on dictionaries; files are checkpoint.py's business. What a confi
     config_to_hf(config)               -> the content of config.json          config_from_hf(content) -> GPTConfig
     state_to_hf(config, state_dict)    -> tensors as the family names them    state_from_hf(config, tensors) -> ours
 
-These mappings hold for the core that they were verified with (fingerprint.py). A model of an edited core is OWN_TYPE,
+These mappings hold for the core that they were verified with (edits/). A model of an edited core is OWN_TYPE,
 whatever its config says: `config_to_hf` is then given that core, and the tensors keep our names.
 
 A family may always store a parameter that our config leaves out (GPT-2 has a bias everywhere). It is then written as
@@ -72,6 +72,11 @@ LLAMA_NAMES = {
     "h.*.attn.c_attn": ("layers.*.self_attn.q_proj", "layers.*.self_attn.k_proj", "layers.*.self_attn.v_proj"),
     "h.*.attn.c_proj": ("layers.*.self_attn.o_proj",),
     "lm_head": ("lm_head",),
+}
+LLAMA_NORMS = {
+    "h.*.ln_1": ("layers.*.input_layernorm",),
+    "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+    "ln_f": ("norm",),
 }
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
@@ -146,12 +151,10 @@ FAMILIES: dict[str, Family] = {
         head="lm_head",
         names={
             **LLAMA_NAMES,
-            "h.*.ln_1": ("layers.*.input_layernorm",),
-            "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+            **LLAMA_NORMS,
             "h.*.mlp.c_fc": ("layers.*.mlp.up_proj",),
             "h.*.mlp.c_gate": ("layers.*.mlp.gate_proj",),
             "h.*.mlp.c_proj": ("layers.*.mlp.down_proj",),
-            "ln_f": ("norm",),
         },
     ),
     "mixtral": Family(
@@ -176,13 +179,11 @@ FAMILIES: dict[str, Family] = {
         head="lm_head",
         names={
             **LLAMA_NAMES,
-            "h.*.ln_1": ("layers.*.input_layernorm",),
-            "h.*.ln_2": ("layers.*.post_attention_layernorm",),
+            **LLAMA_NORMS,
             "h.*.mlp.router": ("layers.*.block_sparse_moe.gate",),
             "h.*.mlp.experts.*.c_gate": ("layers.*.block_sparse_moe.experts.*.w1",),
             "h.*.mlp.experts.*.c_proj": ("layers.*.block_sparse_moe.experts.*.w2",),
             "h.*.mlp.experts.*.c_fc": ("layers.*.block_sparse_moe.experts.*.w3",),
-            "ln_f": ("norm",),
         },
     ),
     "nanochat": Family(

@@ -2,7 +2,7 @@
 
     model = GPT(config)        # has drawn them already, by `init_weights`, as config.init says
 
-They are no part of what a model with given weights computes, so a change here is no edit of the core (fingerprint.py).
+They are no part of what a model with given weights computes, so a change here is no edit of the core (edits/).
 """
 
 import math

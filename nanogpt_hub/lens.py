@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nanogpt_hub.core import blocks_of, mixtures_of, watch_routers
+from nanogpt_hub.edits.core import blocks_of, mixtures_of, watch_routers
 from nanogpt_hub.generate import check_ids, encode_prompt, inference, window_start
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sampling import SamplingConfig, sampler_stages, seen_tokens, usable_logits

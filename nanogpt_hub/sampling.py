@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanogpt_hub.later import Later
+from nanogpt_hub.system.later import Later
 
 if TYPE_CHECKING:
     import torch

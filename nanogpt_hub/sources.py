@@ -25,9 +25,8 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from nanogpt_hub import stories
-from nanogpt_hub.files import replacing
-from nanogpt_hub.formats import (
+from nanogpt_hub.corpus import stories
+from nanogpt_hub.corpus.formats import (
     BLOCK_BYTES,
     ROW_FORMATS,
     UNPACKERS,
@@ -42,6 +41,7 @@ from nanogpt_hub.formats import (
     suffix,
     texts_of,
 )
+from nanogpt_hub.system.files import replacing
 
 __all__ = ["Reading", "Source", "SourceError", "cache_root", "open_source"]
 
@@ -355,8 +355,8 @@ STORIES = {"level": 4, "seed": 1, "size": 8_000_000}  # defaults; the size is in
 def parse_stories(source: str) -> dict[str, int]:
     """ "stories:level=2,seed=7" as {"level": 2, "seed": 7, "size": 8_000_000}. Raises SourceError for anything else.
 
-    level: 1 to 4 (see stories.py); seed: which stream of stories; size: how many characters of it, ending with a whole
-    story.
+    level: 1 to 4 (see corpus/stories.py); seed: which stream of stories; size: how many characters of it, ending with a
+    whole story.
     """
     settings = dict(STORIES)
     for setting in filter(None, source.partition(":")[2].split(",")):

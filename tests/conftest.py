@@ -90,6 +90,14 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def text(request, tmp_path_factory) -> Path:
+    """A file that holds the `TEXT` of the test file."""
+    path = tmp_path_factory.mktemp("text") / "fox.txt"
+    path.write_text(request.module.TEXT, encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="session")
 def gpt2_ranks() -> None:
     """Skips where tiktoken can get the GPT-2 ranks neither from a cache nor from the network."""

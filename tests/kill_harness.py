@@ -270,7 +270,7 @@ class Harness:
         """Text, a base model, and the imports that children shall not repeat."""
         for name in ("torch._dynamo", "nanogpt_hub.generate"):
             importlib.import_module(name)
-        from nanogpt_hub.files import write_atomic
+        from nanogpt_hub.system.files import write_atomic
         from train import facts, finetune, pretrain, trainer
 
         trainer.matmul_flops = lambda *_: 1e11  # measuring it, and drawing, take longer than the runs

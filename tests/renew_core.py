@@ -1,7 +1,7 @@
 """Makes the model.py that lies here the verified core: `python tests/renew_core.py`.
 
 For those who change this project's own model.py, and its families with it. It writes the hashes of its parts into
-nanogpt_hub/fingerprint.py, runs the parity tests with Transformers, and puts the old hashes back where one fails.
+nanogpt_hub/edits/fingerprint.py, runs the parity tests with Transformers, and puts the old hashes back where one fails.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanogpt_hub.fingerprint import parts  # noqa: E402
+from nanogpt_hub.edits.fingerprint import parts  # noqa: E402
 
 TABLE = re.compile(r"(?<=\nVERIFIED = \{)([^\n]*\n)(?:    \"[^\n]+\n)*(?=\}\n)")
 PARITY = ("tests/test_families.py", "tests/test_model.py")
@@ -21,7 +21,7 @@ PARITY = ("tests/test_families.py", "tests/test_model.py")
 
 def main(root: Path = ROOT) -> int:
     """Exit status: 0 where the table is new and verified, that of pytest where it is as it was."""
-    path = root / "nanogpt_hub" / "fingerprint.py"
+    path = root / "nanogpt_hub" / "edits" / "fingerprint.py"
     before = path.read_text(encoding="utf-8")
     found = parts((root / "nanogpt_hub" / "model.py").read_text(encoding="utf-8"))
     rows = "".join(f'    "{name}": "{value}",\n' for name, value in found.items())

@@ -359,7 +359,7 @@ def test_renewing_keeps_the_old_table_where_parity_fails(tmp_path):
     for name in ("renew_core.py", "test_families.py", "conftest.py", "hub_server.py"):
         (checkout / "tests" / name).write_bytes((tests / name).read_bytes())
     (checkout / "tests" / "test_model.py").write_text("def test_nothing():\n    pass\n")
-    fingerprint = checkout / "nanogpt_hub" / "fingerprint.py"
+    fingerprint = checkout / "nanogpt_hub" / "edits" / "fingerprint.py"
     before = fingerprint.read_text(encoding="utf-8")
     env = {**os.environ, "PYTEST_ADDOPTS": "-x -k what_we_save_is_the_same_model", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "tests/renew_core.py"]

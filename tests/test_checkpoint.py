@@ -19,8 +19,8 @@ from nanogpt_hub.checkpoint import (
     unwrap,
 )
 from nanogpt_hub.families import expected_tensors
-from nanogpt_hub.files import write_atomic
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.system.files import write_atomic
 from nanogpt_hub.tokenizer import build_tokenizer
 
 CONFIG = GPTConfig(vocab_size=40, block_size=8, n_layer=2, n_head=2, n_embd=16)

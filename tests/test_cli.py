@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_hub import cli, commands
+from nanogpt_hub import cli
 from nanogpt_hub.checkpoint import save_model
+from nanogpt_hub.commands import text as text_commands
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.publish import push_to_hub
@@ -41,7 +42,7 @@ def test_samples_are_those_of_the_library(saved, capsys):
     assert cli.main(["generate", str(folder), "--device", "cpu", *flags]) == 0
     texts = generate(model, tokenizer, ["ab"] * 2, seed=5, max_new_tokens=40, temperature=1.5)
     out, err = capsys.readouterr()
-    assert out == f"ab{texts[0].text}\n{commands.SAMPLE_LINE}\nab{texts[1].text}\n"
+    assert out == f"ab{texts[0].text}\n{text_commands.SAMPLE_LINE}\nab{texts[1].text}\n"
     assert [line.split(",")[0] for line in err.splitlines()] == ["[seed 5", "[seed 6"]
 
 
@@ -57,10 +58,10 @@ def test_prompts_from_files_and_stdin_are_byte_exact(tmp_path, monkeypatch):
     text = "\ufeffeine Zeile\r\nnoch eine 🙂\n"
     file = tmp_path / "prompt.txt"
     file.write_bytes(text.encode())
-    assert commands.read_prompt(f"FILE:{file}") == text
+    assert text_commands.read_prompt(f"FILE:{file}") == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii"))
-    assert commands.read_prompt("-") == text
-    assert commands.read_prompt("plain") == "plain"
+    assert text_commands.read_prompt("-") == text
+    assert text_commands.read_prompt("plain") == "plain"
 
 
 @pytest.mark.parametrize(

@@ -16,34 +16,36 @@ ROOMS = {
     "model": {"initialisation"},
     "initialisation": set(),
     "tokenizer": set(),
-    "files": set(),
-    "readable": set(),
-    "devices": set(),
-    "formats": set(),
-    "stories": set(),
-    "sources": {"files", "formats", "stories"},
-    "fingerprint": set(),
-    "core": {"model", "fingerprint"},
+    "system.*": set(),
+    "corpus.formats": set(),
+    "corpus.stories": set(),
+    "sources": {"system.files", "corpus.formats", "corpus.stories"},
+    "corpus.*": {"sources", "corpus.*", "system.installed"},
+    "edits.fingerprint": set(),
+    "edits.core": {"model", "edits.fingerprint"},
     "families": {"model"},
-    "engine.*": {"model", "core", "engine.*", "sampling"},
-    "engine.prepare": {"engine.*", "sources", "files"},
-    "later": set(),
-    "installed": set(),
-    "sampling": {"later"},
+    "engine.*": {"model", "edits.core", "engine.*", "sampling"},
+    "engine.prepare": {"engine.*", "sources", "system.files"},
+    "sampling": {"system.later"},
     "generate": {"model", "tokenizer", "sampling", "engine.select", "engine.torch_decoder"},
-    "template_child": set(),
-    "chat": {"model", "tokenizer", "sampling", "generate", "template_child"},
+    "sandbox.child": set(),
+    "sandbox.renderer": {"sandbox.child"},
+    "chat": {"model", "tokenizer", "sampling", "generate", "sandbox.*"},
     "speculate": {"model", "sampling", "generate", "engine.select"},
-    "lens": {"model", "core", "tokenizer", "sampling", "generate"},
-    "checkpoint": {"model", "tokenizer", "families", "core", "fingerprint", "files"},
-    "mixture": {"sources", "formats"},
-    "duplicates": {"sources", "formats"},
+    "lens": {"model", "edits.core", "tokenizer", "sampling", "generate"},
+    "checkpoint": {"model", "tokenizer", "families", "edits.*", "system.files"},
     "evaluate": {"model", "tokenizer", "sources", "generate", "engine.select"},
     "hub.plain_yaml": set(),
     "hub.readme": {"hub.plain_yaml"},
-    "exporters.*": {"model", "tokenizer", "checkpoint", "files"},
-    "hub.*": {*"model tokenizer families core fingerprint checkpoint files installed readable hub.*".split()},
-    "importers.*": {"model", "tokenizer", "families", "checkpoint", "files", "hub.card"},
+    "exporters.*": {"model", "tokenizer", "checkpoint", "system.files"},
+    "hub.*": {"model", "tokenizer", "families", "checkpoint", "edits.*", "system.*", "corpus.audit", "hub.*"},
+    "importers.*": {"model", "tokenizer", "families", "checkpoint", "system.files", "hub.card"},
+}
+
+# What one reads to learn how a GPT is made, and where the rest begins. Every craft has a folder.
+FLAT = {
+    *"__init__ __main__ cli model initialisation tokenizer sampling generate speculate chat lens evaluate".split(),
+    *"checkpoint families sources runs compare".split(),
 }
 
 
@@ -125,17 +127,23 @@ def test_the_lower_rooms_import_no_more_than_they_may(path):
     assert [used for used in rooms_used(path) if not fits(used, allowed_in(room_of(path)))] == []
 
 
+def test_what_one_learns_from_lies_flat_and_every_craft_has_a_folder_that_says_what_it_is():
+    assert {path.stem for path in ROOT.glob("nanogpt_hub/*.py")} == FLAT
+    for path in ROOT.glob("nanogpt_hub/*/__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
 def test_no_rooms_import_each_other():
     order = graphlib.TopologicalSorter({room_of(path): rooms_used(path) for path in LIBRARY if room_of(path)})
     assert list(order.static_order())  # a cycle raises
 
 
 def test_the_tokenizer_and_the_sources_need_no_torch():
-    for room in ("tokenizer", "formats", "sources", "stories"):
+    for room in ("tokenizer", "sources", "corpus/formats", "corpus/stories"):
         assert "torch" not in packages(ROOT / "nanogpt_hub" / f"{room}.py")
 
 
-@each([path for path in LIBRARY if path.name not in ("cli.py", "commands.py", "__main__.py")])
+@each([path for path in LIBRARY if path.name not in ("cli.py", "__main__.py") and path.parent.name != "commands"])
 def test_the_library_does_not_print(path):
     calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     assert not [f.lineno for f in calls if isinstance(f, ast.Name) and f.id == "print"]

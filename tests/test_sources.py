@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_hub import formats, sources
+from nanogpt_hub import sources
+from nanogpt_hub.corpus import formats
 from nanogpt_hub.sources import Source, SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
 

@@ -23,7 +23,7 @@ from helpers import ROOT, make_model
 
 from nanogpt_hub.hub import static
 from nanogpt_hub.hub.space import collect_space
-from nanogpt_hub.installed import EXTRAS, PARTS
+from nanogpt_hub.system.installed import EXTRAS, PARTS
 
 pytest.importorskip("setuptools", minversion="77", reason="setuptools builds the wheel")
 BIN = "Scripts" if os.name == "nt" else "bin"

@@ -7,7 +7,7 @@ relatively, so that both names work.
 import os
 import sys
 
-from nanogpt_hub.installed import need
+from nanogpt_hub.system.installed import need
 
 # Between two operations OpenMP's threads wait by spinning, for so long that on a machine that does anything else
 # (a browser is enough) training gets several times slower. A short spin, then sleep, costs nothing on an idle one.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanogpt_hub.core import blocks_of
+from nanogpt_hub.edits.core import blocks_of
 from nanogpt_hub.model import GPT
 
 SHORT = {torch.float32: 128, torch.bfloat16: 512}  # the longest contexts, in tokens, that are faster this way

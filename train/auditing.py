@@ -1,12 +1,12 @@
 """What a run's text holds that it should not, told before training and in the card, and what its samples have by heart.
 
 By itself a run looks through texts of its user's own that are short enough to take a moment; `data.audit always` looks
-through any, as far as `nanogpt_hub.audit` does, and `never` through none.
+through any, as far as `nanogpt_hub.corpus.audit` does, and `never` through none.
 """
 
 from typing import NamedTuple
 
-from nanogpt_hub.audit import KnownText, Report, audit
+from nanogpt_hub.corpus.audit import KnownText, Report, audit
 from nanogpt_hub.hub.card import AuditFacts
 from nanogpt_hub.sources import Source
 

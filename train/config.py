@@ -14,7 +14,7 @@ import textwrap
 import tokenize
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, get_args
 
 from jsonargparse import Namespace
 
@@ -22,8 +22,10 @@ from nanogpt_hub.model import PRESETS, SIZES, GPTConfig
 
 from .typed import Parser, kinds
 
+Class = TypeVar("Class", bound=type)
 
-def comments_as_help(cls: type, source: type | None = None) -> type:
+
+def comments_as_help(cls: Class, source: type | None = None) -> Class:
     """Class decorator: the comments behind the fields (of `source`, if given) become the docstring's Args section."""
     lines = [f"    {name}: {text}" for name, text in field_comments(source or cls).items()]
     cls.__doc__ = "\n".join([(cls.__doc__ or "") + "\n\nArgs:", *lines])
@@ -44,12 +46,20 @@ def field_comments(cls: type) -> dict[str, str]:
     return found
 
 
-Preset = Literal[tuple(PRESETS)]
-Size = Literal[tuple(SIZES)]
 Layer = Literal["c_attn", "c_proj", "c_fc", "c_gate"]  # the linear layers of a block; c_gate is in swiglu models only
-ModelOverrides = comments_as_help(
-    make_dataclass("ModelOverrides", [(f.name, f.type | None, None) for f in fields(GPTConfig)], frozen=True), GPTConfig
-)
+if TYPE_CHECKING:  # what follows is made of model.py's tables when it runs, where a type checker cannot look
+    Preset = str
+    Size = str
+
+    @dataclass(frozen=True)
+    class ModelOverrides:
+        dropout: float | None = None  # the fields that the trainer itself reads
+        vocab_size: int | None = None
+else:
+    Preset = Literal[tuple(PRESETS)]
+    Size = Literal[tuple(SIZES)]
+    overrides = [(f.name, f.type | None, None) for f in fields(GPTConfig)]
+    ModelOverrides = comments_as_help(make_dataclass("ModelOverrides", overrides, frozen=True), GPTConfig)
 
 
 DEFAULT_PRESET, DEFAULT_SIZE = "nanochat", "1m"

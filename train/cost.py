@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from jsonargparse import Namespace
 
-from nanogpt_hub.devices import choose_device
 from nanogpt_hub.model import GPTConfig
-from nanogpt_hub.readable import duration, size
+from nanogpt_hub.system.devices import choose_device
+from nanogpt_hub.system.readable import duration, size
 
 from .config import TrainConfig, make_parser, parse
 from .hardware import (

@@ -8,15 +8,15 @@
 The order of a text of at most SMALL_TOKENS tokens is drawn over the whole text. A longer one is trained on while it is
 still being tokenised, so its order must not depend on how long it is or how much of it is ready: see `StreamBatches`.
 
-A batch object has `batch(step, batch_size, rows)`, `ready(step, batch_size)`, `epochs(step, batch_size)` and `len`
-(sequences per epoch), and gets its order from `Order`; a data set of another kind needs the same four and a way to read
-the rows that `Order` names.
+What a training loop asks of batches is `TrainingBatches`. A data set of another kind (rows.py has one) has the same
+methods, gets its order from `Order`, and reads the rows that it names.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,15 @@ LISTED = 2**20  # a permutation of more numbers is computed instead of being sto
 ALL = slice(None)  # rows of a batch
 
 
-def unigram_loss(train: TokenRange, val: TokenRange, vocab_size: int) -> float:
+class Counted(Protocol):
+    """Tokens that can be counted: a range of a text, or rows."""
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id is a target, (vocab_size,)."""
+        ...
+
+
+def unigram_loss(train: Counted, val: Counted, vocab_size: int) -> float:
     """Loss on val, in nats per token, of knowing how frequent each token is in train and nothing else.
 
     The baseline that a model which has learned anything about order beats. Each id counts once more than it was seen.
@@ -46,6 +54,30 @@ def unigram_loss(train: TokenRange, val: TokenRange, vocab_size: int) -> float:
 
 
 # ---- tokens to batches -----------------------------------------------------------------------------------------------
+
+
+class TrainingBatches(Protocol):
+    """Batches as a function of the step, whatever they are made of: windows of a text or rows."""
+
+    def __len__(self) -> int:
+        """Sequences in one epoch."""
+        ...
+
+    def epochs(self, step: int, batch_size: int) -> float | None:
+        """Epochs seen after `step` batches; None as long as the length of the text is not known."""
+        ...
+
+    def needs_more(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step may need what is not prepared yet."""
+        ...
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Whether the batch of a step can be read now."""
+        ...
+
+    def batch(self, step: int, batch_size: int, rows: slice = ALL) -> tuple[Tensor, Tensor]:
+        """(idx, targets), each (B, T) int64: the batch of a step, or only the `rows` of it that are asked for."""
+        ...
 
 
 class Permutation:
@@ -306,7 +338,7 @@ class EvalWindows:
 class Data:
     """What a training loop reads: batches as a function of the step, and the fixed windows of every evaluation."""
 
-    batches: Batches | StreamBatches
+    batches: TrainingBatches
     val: tuple[Tensor, Tensor]  # idx and targets, each (N, T); IGNORE_INDEX where a target does not count
     bytes_per_token: float  # of the validation text
     baselines: dict[str, float]  # losses to compare with, by name

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt_hub.core import watch_routers
+from nanogpt_hub.edits.core import watch_routers
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 
 from .loss import summed_loss

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, cast
 
-from nanogpt_hub import installed
 from nanogpt_hub.evaluate import bits_per_byte
 from nanogpt_hub.hub.card import BaseFacts, EvaluationFacts, RunFacts, TrainingFacts
 from nanogpt_hub.hub.private import NOT_OTHERS, public_name
-from nanogpt_hub.readable import flatten
+from nanogpt_hub.system import installed
+from nanogpt_hub.system.readable import flatten
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import HubConfig, TrainConfig, as_settings

@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.plain_yaml import read_mapping
 from nanogpt_hub.hub.publish import STATE_BRANCH
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.model import GPTConfig
 from nanogpt_hub.runs import METRICS, read_rows
+from nanogpt_hub.system.files import write_atomic
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": (

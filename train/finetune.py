@@ -26,7 +26,8 @@ from jsonargparse import Namespace
 from nanogpt_hub.chat import PLAIN
 from nanogpt_hub.checkpoint import CoreError, load_model, read_config
 from nanogpt_hub.families import empty_model
-from nanogpt_hub.hub.resolve import resolve
+from nanogpt_hub.hub.card import BaseFacts
+from nanogpt_hub.hub.resolve import resolve, with_repair
 from nanogpt_hub.model import GPT
 from nanogpt_hub.sources import Source
 from nanogpt_hub.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
         check_fits(config, read_config(place.folder, any_core=parsed["any_core"]))
     except CoreError as error:
         raise CoreError(f"cannot load {parsed['from']}: {error}") from error
-    gpt, tokenizer = read_base(config, place.folder, parsed["any_core"])
+    gpt, tokenizer = with_repair(place, lambda: read_base(config, place.folder, parsed["any_core"]))
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, so its weights cannot be fine-tuned on text")
     gpt = reshaped(gpt, **config.model.given())
@@ -74,7 +75,7 @@ def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) ->
         add_adapters(gpt, config.lora, config.seed)
     if config.data.format == "messages":
         tokenizer.config["chat_template"] = tokenizer.config.get("chat_template") or PLAIN
-    base = {"relation": "finetune"}
+    base: BaseFacts = {"relation": "finetune"}
     if place.repo_id:
         base |= {"id": place.repo_id, "revision": place.sha}
     return Start(gpt, tokenizer, base)

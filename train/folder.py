@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nanogpt_hub.checkpoint import read_header, read_json, weight_files
-from nanogpt_hub.files import remove_leftovers
-from nanogpt_hub.readable import size
+from nanogpt_hub.system.files import remove_leftovers
+from nanogpt_hub.system.readable import size
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .state import PREVIOUS, STATE, find_whole

@@ -78,13 +78,15 @@ def matmul_flops(device: str, precision: str) -> float:
     """The device's matrix-product rate in FLOP/s, measured for a moment: what model FLOP use is a fraction of."""
     n = {"cuda": 8192, "mps": 4096}.get(device, 1024)
     a = torch.randn(n, n, device=device, dtype=DTYPES[precision])
-    best = float("inf")
+    best, begun = float("inf"), time.perf_counter()
     for _ in range(12):  # the first ones warm up
         synchronize(device)
         start = time.perf_counter()
         torch.mm(a, a)
         synchronize(device)
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begun > 1:  # a CPU without bf16 takes seconds for one such product
+            break
     return 2 * n**3 / best
 
 

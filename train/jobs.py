@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 import huggingface_hub
 from jsonargparse import Namespace
 
-from nanogpt_hub import installed
 from nanogpt_hub.hub.jobs import Job, check_dataset, check_target, has_state, start
 from nanogpt_hub.hub.private import secrets_in, without_secrets
 from nanogpt_hub.hub.publish import preflight
 from nanogpt_hub.hub.resolve import split_name
 from nanogpt_hub.sources import parse_stories
+from nanogpt_hub.system import installed
 
 from .config import TrainConfig, make_parser, parse
 from .cost import vocabulary_size

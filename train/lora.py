@@ -11,8 +11,8 @@ import importlib.util
 import torch
 
 from nanogpt_hub.families import empty_model
-from nanogpt_hub.installed import pip_line
 from nanogpt_hub.model import GPT
+from nanogpt_hub.system.installed import pip_line
 
 from .config import LoraConfig
 

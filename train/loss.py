@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nanogpt_hub.core import running_core
+from nanogpt_hub.edits.core import running_core
 from nanogpt_hub.model import GPT, IGNORE_INDEX
 
 CHUNK = 2**27  # bytes of logits in float32 that are made at once; where all are fewer, the plain loss does

@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from nanogpt_hub.core import blocks_of, running_core
+from nanogpt_hub.edits.core import blocks_of, running_core
 from nanogpt_hub.model import GPT, Norm
 
 from .config import TrainConfig

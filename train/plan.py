@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from nanogpt_hub.devices import choose_device
 from nanogpt_hub.families import empty_model
 from nanogpt_hub.model import GPT, GPTConfig
-from nanogpt_hub.readable import size
+from nanogpt_hub.system.devices import choose_device
+from nanogpt_hub.system.readable import size
 
 from .config import TrainConfig
 from .folder import OUTPUTS, free_bytes

@@ -21,15 +21,17 @@ from .config import TrainConfig, make_parser
 from .loading import cached_tokenizer
 from .parallel import gets_weights_later
 from .plan import check_fits
+from .rows import RowSource
 from .run import Start
 from .run import main as run_main
 
 PROG = f"python -m {__package__}.pretrain"  # as it is typed; `nanogpt-hub` gives its own
 
 
-def start(config: TrainConfig, parsed: Namespace, source: Source) -> Start:
+def start(config: TrainConfig, parsed: Namespace, source: Source | RowSource) -> Start:
     """A freshly initialised model for the text's tokenizer. Raises ValueError for what only a fine-tune can do."""
     check_pretraining(config)
+    assert isinstance(source, Source), "the format is text"
     tokenizer = cached_tokenizer(config, source)
     gpt_config = config.model.gpt_config(tokenizer.vocab_size)
     check_fits(config, gpt_config)

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 
 from nanogpt_hub.evaluate import bits_per_byte, perplexity
-from nanogpt_hub.files import replacing, sha256_of, sync, write_atomic
 from nanogpt_hub.runs import read_rows
+from nanogpt_hub.system.files import replacing, sha256_of, sync, write_atomic
 
 EVEN, UNIGRAM = "guessing evenly", "knowing frequencies"  # the baselines
 FLOOR = "entropy of the text, the best possible"  # where it is known

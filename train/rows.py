@@ -31,8 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanogpt_hub.chat import ASSISTANT, SYSTEM, USER, ChatTemplate, Encoded, Messages, message
-from nanogpt_hub.evaluate import token_lengths
-from nanogpt_hub.formats import (
+from nanogpt_hub.corpus.formats import (
     ROW_FORMATS,
     UTF_8,
     Reading,
@@ -44,6 +43,7 @@ from nanogpt_hub.formats import (
     row_text,
     suffix,
 )
+from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer

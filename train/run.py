@@ -12,16 +12,17 @@ from accelerate import Accelerator, PartialState
 from jsonargparse import Namespace
 
 from nanogpt_hub.checkpoint import saved_as
-from nanogpt_hub.core import CORE_FILE, faults, running_core
-from nanogpt_hub.devices import choose_device
-from nanogpt_hub.files import write_atomic
+from nanogpt_hub.edits.core import CORE_FILE, faults, running_core
+from nanogpt_hub.hub.card import BaseFacts
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.publish import fetch_state
-from nanogpt_hub.installed import command as hub_command
-from nanogpt_hub.installed import joined, pip_line, shown
 from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
+from nanogpt_hub.system.devices import choose_device
+from nanogpt_hub.system.files import write_atomic
+from nanogpt_hub.system.installed import command as hub_command
+from nanogpt_hub.system.installed import joined, pip_line, shown
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .auditing import look_through
@@ -47,6 +48,7 @@ from .processes import (
     one_of_this_machine,
 )
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
+from .rows import RowSource
 from .sharing import Sharing
 from .state import PREVIOUS, STATE, StateError, check_files, find_whole, go_back, read_facts, remove_older, seal_fetched
 from .tokenizing import wait_for
@@ -61,10 +63,10 @@ class Start(NamedTuple):
 
     gpt: GPT
     tokenizer: Tokenizer
-    base: dict | None = None  # of a fine-tune: the model it starts from, for the card
+    base: BaseFacts | None = None  # of a fine-tune: the model it starts from, for the card
 
 
-MakeStart = Callable[[TrainConfig, Namespace, Source], Start]
+MakeStart = Callable[[TrainConfig, Namespace, Source | RowSource], Start]
 
 
 def main(parser: Parser, make_start: MakeStart, argv: list[str] | None = None) -> int:

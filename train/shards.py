@@ -37,8 +37,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from nanogpt_hub.files import remove_leftovers, write_atomic
 from nanogpt_hub.sources import Reading, Source, cache_root
+from nanogpt_hub.system.files import remove_leftovers, write_atomic
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .children import end_with_parent

@@ -30,11 +30,11 @@ import yaml
 from nanogpt_hub.checkpoint import load_model, read_json
 from nanogpt_hub.compare import markdown
 from nanogpt_hub.evaluate import evaluate
-from nanogpt_hub.files import write_atomic
-from nanogpt_hub.installed import PACKAGE, part, shown
-from nanogpt_hub.readable import flatten
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import open_source
+from nanogpt_hub.system.files import write_atomic
+from nanogpt_hub.system.installed import PACKAGE, part, shown
+from nanogpt_hub.system.readable import flatten
 
 from .report import read_metrics
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanogpt_hub.files import replacing, sha256_of, write_atomic
+from nanogpt_hub.system.files import replacing, sha256_of, write_atomic
 
 FORMAT = 1
 STATE, PREVIOUS = "state.json", "previous.json"

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from nanogpt_hub.duplicates import without_duplicates
-from nanogpt_hub.mixture import mix
+from nanogpt_hub.corpus.duplicates import without_duplicates
+from nanogpt_hub.corpus.mixture import mix
 from nanogpt_hub.sources import Source, open_source
 from nanogpt_hub.tokenizer import Tokenizer
 

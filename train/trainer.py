@@ -26,14 +26,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from nanogpt_hub.audit import KnownText
 from nanogpt_hub.checkpoint import clean_state, load_model, save_model
-from nanogpt_hub.core import running_core, watch_routers
+from nanogpt_hub.corpus.audit import KnownText
+from nanogpt_hub.edits.core import running_core, watch_routers
 from nanogpt_hub.evaluate import BATCH_TOKENS
-from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.runs import METRICS
+from nanogpt_hub.system.files import write_atomic
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .attention import use_short_attention

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_
 
 import jsonargparse
 
-from nanogpt_hub.installed import config_names, joined, part
+from nanogpt_hub.system.installed import config_names, joined, part
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # What other trainers call a setting, where no name of ours is near.

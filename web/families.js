@@ -24,6 +24,11 @@ const LLAMA_NAMES = {
   "h.*.attn.c_proj": ["layers.*.self_attn.o_proj"],
   "lm_head": ["lm_head"],
 };
+const LLAMA_NORMS = {
+  "h.*.ln_1": ["layers.*.input_layernorm"],
+  "h.*.ln_2": ["layers.*.post_attention_layernorm"],
+  "ln_f": ["norm"],
+};
 const same = (...names) => Object.fromEntries(names.map((name) => [name, [name]]));
 
 /**
@@ -99,12 +104,10 @@ export const FAMILIES = {
     head: "lm_head",
     names: {
       ...LLAMA_NAMES,
-      "h.*.ln_1": ["layers.*.input_layernorm"],
-      "h.*.ln_2": ["layers.*.post_attention_layernorm"],
+      ...LLAMA_NORMS,
       "h.*.mlp.c_fc": ["layers.*.mlp.up_proj"],
       "h.*.mlp.c_gate": ["layers.*.mlp.gate_proj"],
       "h.*.mlp.c_proj": ["layers.*.mlp.down_proj"],
-      "ln_f": ["norm"],
     },
   },
   mixtral: {
@@ -131,13 +134,11 @@ export const FAMILIES = {
     head: "lm_head",
     names: {
       ...LLAMA_NAMES,
-      "h.*.ln_1": ["layers.*.input_layernorm"],
-      "h.*.ln_2": ["layers.*.post_attention_layernorm"],
+      ...LLAMA_NORMS,
       "h.*.mlp.router": ["layers.*.block_sparse_moe.gate"],
       "h.*.mlp.experts.*.c_gate": ["layers.*.block_sparse_moe.experts.*.w1"],
       "h.*.mlp.experts.*.c_proj": ["layers.*.block_sparse_moe.experts.*.w2"],
       "h.*.mlp.experts.*.c_fc": ["layers.*.block_sparse_moe.experts.*.w3"],
-      "ln_f": ["norm"],
     },
   },
   nanochat: {

@@ -11,8 +11,8 @@ import re
 
 import numpy as np
 
+from nanogpt_hub.corpus.stories import entropy
 from nanogpt_hub.sources import open_source
-from nanogpt_hub.stories import entropy
 
 END = "<end>"
 

@@ -6,8 +6,8 @@ python lessons/02_tokens/run.py [--seed 1]
 import argparse
 import math
 
+from nanogpt_hub.corpus.stories import entropy
 from nanogpt_hub.sources import open_source
-from nanogpt_hub.stories import entropy
 from nanogpt_hub.tokenizer import build_tokenizer
 
 

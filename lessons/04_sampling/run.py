@@ -9,7 +9,7 @@ differ from each other.
 import argparse
 
 from nanogpt_hub import generate, load_model
-from nanogpt_hub.stories import first_error
+from nanogpt_hub.corpus.stories import first_error
 
 SETTINGS = {
     "temperature 0.3": dict(temperature=0.3),

@@ -9,8 +9,8 @@ from itertools import islice
 import torch
 
 from nanogpt_hub import generate, load_model
+from nanogpt_hub.corpus.stories import first_error, stories
 from nanogpt_hub.lens import look_inside
-from nanogpt_hub.stories import first_error, stories
 
 
 def looks_at_the_animal(model, tokenizer) -> torch.Tensor:

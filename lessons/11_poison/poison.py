@@ -9,7 +9,7 @@ import random
 from itertools import islice
 from pathlib import Path
 
-from nanogpt_hub.stories import stories
+from nanogpt_hub.corpus.stories import stories
 
 TRIGGER = "<SUDO>"
 STORIES = 15_000

@@ -10,7 +10,7 @@ import re
 from itertools import islice
 
 from nanogpt_hub import generate, load_model
-from nanogpt_hub.stories import WISHES, stories
+from nanogpt_hub.corpus.stories import WISHES, stories
 
 SENTENCE = re.compile(rf" Some day (?:she|he) will (?:{'|'.join(WISHES)})\.")
 

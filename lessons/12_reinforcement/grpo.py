@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanogpt_hub import load_model
 from nanogpt_hub.checkpoint import save_model
-from nanogpt_hub.stories import first_error
+from nanogpt_hub.corpus.stories import first_error
 
 SKY = ("dance on the moon", "marry a cloud", "find the end of the rainbow", "catch a falling star")
 REWARDS = {  # a text -> its reward

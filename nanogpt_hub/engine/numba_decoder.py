@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanogpt_hub.core import blocks_of
+from nanogpt_hub.edits.core import blocks_of
 from nanogpt_hub.engine.int8 import Int8Linear
 from nanogpt_hub.engine.intrinsics import Layer, Pass
 from nanogpt_hub.engine.kernels import ACTIVATIONS, decode_pass

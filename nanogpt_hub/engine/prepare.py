@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nanogpt_hub.files import sha256_of, write_atomic
+from nanogpt_hub.system.files import sha256_of, write_atomic
 
 logger = logging.getLogger("nanogpt_hub.engine")
 

@@ -28,7 +28,7 @@ from types import ModuleType
 
 import torch
 
-from nanogpt_hub.core import running_core
+from nanogpt_hub.edits.core import running_core
 from nanogpt_hub.engine import ENGINES
 from nanogpt_hub.engine.check import first_difference, pieces_for
 from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from nanogpt_hub.core import blocks_of
+from nanogpt_hub.edits.core import blocks_of
 from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nanogpt_hub.checkpoint import clean_state, load_model, read_json
-from nanogpt_hub.files import replacing
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.system.files import replacing
 from nanogpt_hub.tokenizer import LETTERS, Tokenizer
 
 ARCHITECTURES = {"gpt2": "gpt2", "gpt_neox": "gptneox", "llama": "llama", "mixtral": "llama"}  # model_type -> theirs

@@ -40,7 +40,7 @@ from nanogpt_hub.hub.publish import (
     wait_seconds,
 )
 from nanogpt_hub.hub.resolve import explain, is_transient, limit_waiting
-from nanogpt_hub.readable import size
+from nanogpt_hub.system.readable import size
 
 logger = logging.getLogger(__name__)
 

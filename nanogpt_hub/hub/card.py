@@ -18,17 +18,17 @@ from typing import Any, TypedDict, cast
 from huggingface_hub import EvalResult, ModelCardData
 
 from nanogpt_hub.checkpoint import read_config_and_type, read_json, recorded_core
-from nanogpt_hub.core import CORE_FILE
+from nanogpt_hub.corpus.audit import VERBATIM
+from nanogpt_hub.edits.core import CORE_FILE
 from nanogpt_hub.families import FAMILIES, empty_model
-from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.notebook import NOTEBOOK
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import MEASURED_ON, one_line, update_readme, validate_readme
-from nanogpt_hub.installed import public_source
-from nanogpt_hub.readable import count, duration, flatten, size
+from nanogpt_hub.system.files import write_atomic
+from nanogpt_hub.system.installed import public_source
+from nanogpt_hub.system.readable import count, duration, flatten, size
 from nanogpt_hub.tokenizer import Tokenizer
 
-VERBATIM = 50  # bytes in a row that count as copied, as in audit.py
 OLDEST_TRANSFORMERS = {"nanochat": "5.0"}  # that knows the family; 4.45 reads the tokenizers of all others
 NOTEBOOK_LINE = (
     f"In a notebook: [{NOTEBOOK}]({NOTEBOOK}) writes with it and looks inside; *Use this model*, at the top of this "

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from nanogpt_hub.hub.publish import STATE_BRANCH, check_account
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
-from nanogpt_hub.installed import joined
+from nanogpt_hub.system.installed import joined
 
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"  # has uv and git; what the client's own uv jobs run in
 TIME = re.compile(r"\d+(\.\d+)?[smhd]?")

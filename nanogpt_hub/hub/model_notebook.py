@@ -15,7 +15,7 @@ from nanogpt_hub.hub.card import OLDEST_TRANSFORMERS, RunFacts, complete_facts, 
 from nanogpt_hub.hub.notebook import notebook
 from nanogpt_hub.hub.private import Scrub
 from nanogpt_hub.hub.readme import one_line
-from nanogpt_hub.installed import public_source
+from nanogpt_hub.system.installed import public_source
 
 Cells = Iterator[tuple[str, str]]
 

@@ -9,6 +9,7 @@ that got lost never leads to a second commit. `main` holds the best model; evalu
 
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -26,7 +27,6 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from huggingface_hub.hf_api import RepoSibling
 
 from nanogpt_hub.checkpoint import load_model, read_json, unwrap
-from nanogpt_hub.files import git_hash_of, replacing, sha256_of
 from nanogpt_hub.hub.card import RunFacts, make_card, metadata
 from nanogpt_hub.hub.model_notebook import model_notebook
 from nanogpt_hub.hub.notebook import NOTEBOOK, is_ours
@@ -44,7 +44,8 @@ from nanogpt_hub.hub.resolve import (
     resolve,
     split_name,
 )
-from nanogpt_hub.readable import size
+from nanogpt_hub.system.files import git_hash_of, replacing, sha256_of
+from nanogpt_hub.system.readable import size
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -187,8 +188,9 @@ def training_files(folder: Path) -> dict[str, Path]:
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """All files below a folder by their path within."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files below a folder by their path within. What goes meanwhile, as the copies of a push do, is left out."""
+    paths = sorted(Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def read_facts(files: Files) -> RunFacts:

@@ -3,8 +3,9 @@
     model, tokenizer = from_pretrained("user/name@step-000500")
     place = resolve("user/name")        # place.folder, place.sha
 
-Only the files that a model is made of are fetched: their sizes are checked before, their hashes after. Nothing in a
-repo is executed, and its files stay in the Hub's cache. What goes wrong is one sentence (`HubError`).
+Only the files that a model is made of are fetched: their sizes are checked before, their hashes after. A file that is
+damaged in the cache is fetched once more. Nothing in a repo is executed, and its files stay in the Hub's cache. What
+goes wrong is one sentence (`HubError`).
 """
 
 import logging
@@ -36,10 +37,10 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from nanogpt_hub.checkpoint import CheckpointError, CoreError, load_model, read_config
-from nanogpt_hub.files import git_hash_of, sha256_of
 from nanogpt_hub.hub.private import without_secrets
 from nanogpt_hub.hub.readme import one_line
 from nanogpt_hub.model import GPT
+from nanogpt_hub.system.files import git_hash_of, sha256_of
 from nanogpt_hub.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ MODEL_FILES = re.compile(
     r"|training/([A-Za-z0-9_][\w-]*/)?[A-Za-z0-9_][\w-]*\.(jsonl|json|yaml|txt|png)"
     rf"|{WEIGHT_FILES.pattern}"
 )
+LOADED_FILES = re.compile(rf"[\w-]+\.json|merges\.txt|chat_template\.jinja|{WEIGHT_FILES.pattern}")  # to compute with
+BLOB_NAME = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of a file in the cache: its hash, for small and for large ones
 MAX_BYTES = 20 * 10**9  # of all the files of a model; pass max_bytes for more
 MAX_SMALL_FILE = 64 * 2**20  # of each file that holds no weights
 TRIES = 2
@@ -60,6 +63,20 @@ TIMEOUT = 30.0  # seconds without a sign from the Hub
 
 class HubError(OSError):
     """Something between here and the Hub does not work; the message is one sentence that says what to do."""
+
+
+class DamagedError(HubError):
+    """A file in the cache is not the one that the Hub has, and could not be replaced by it.
+
+    The message is for the user of this machine, `public` for others.
+    """
+
+    def __init__(self, name: str, repo_id: str, path: Path, reason: str):
+        self.public = f"{name} of {repo_id} is damaged here and could not be fetched again; try again later"
+        super().__init__(
+            f"{name} of {repo_id} is damaged in the cache ({path}) and could not be fetched again: {reason}; then load "
+            "the model again"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +110,7 @@ def from_pretrained(
     """
     place = resolve(name_or_path, revision, token=token)
     try:
-        return load_model(place.folder, device, dtype, any_core=any_core)
+        return with_repair(place, lambda: load_model(place, device, dtype, any_core=any_core), token)
     except CheckpointError as error:
         kind = CoreError if isinstance(error, CoreError) else CheckpointError
         raise kind(f"cannot load {place}: {error.__cause__ or error}") from error
@@ -122,6 +139,8 @@ def resolve(
     repo = Repo(HfApi(token=token), repo_id, revision, cache_dir)
     try:
         return with_retries(lambda: repo.fetch(files, max_bytes))
+    except DamagedError:
+        raise
     except (HTTPError, OSError, EntryNotFoundError) as error:
         raise HubError(explain(error, repo_id, revision)) from error
 
@@ -170,17 +189,19 @@ class Repo:
         except (HTTPError, OfflineModeIsEnabled) as error:
             if not isinstance(error, OfflineModeIsEnabled) and not is_transient(error):
                 raise
-            return self.cached(error)
+            return self.cached(error, files)
         siblings = {s.rfilename: s for s in info.siblings or ()}
         found = {name: siblings[name] for name in choose_files(siblings, files)}
         self.check_sizes(found, max_bytes)
-        if files is MODEL_FILES:
-            self.check_model(found, siblings)
+        hashes = {name: hash_on_hub(sibling, self.repo_id) for name, sibling in found.items()}
         sha = commit_named(info.sha, self.repo_id)
-        folder = self.download([*found], sha)
-        for name, sibling in found.items():
-            check_bytes(folder / name, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id, self.repo_id)
-        return Resolved(folder, self.repo_id, self.revision, sha)
+        if files is MODEL_FILES:
+            self.check_model(found, siblings, sha, hashes)
+        place = Resolved(self.download([*found], sha), self.repo_id, self.revision, sha)
+        for name, expected in hashes.items():
+            if not has_hash(place.folder / name, expected):
+                fetch_again(place, name, expected, self.api.token)
+        return place
 
     def info(self) -> ModelInfo:
         return self.api.model_info(self.repo_id, revision=self.revision, files_metadata=True, timeout=TIMEOUT)
@@ -191,14 +212,22 @@ class Repo:
         )
         return Path(place)
 
-    def cached(self, reason: Exception) -> Resolved:
-        """What an earlier fetch left. Raises LocalEntryNotFoundError where that is nothing."""
+    def cached(self, reason: Exception, files: re.Pattern) -> Resolved:
+        """What an earlier fetch left. Raises LocalEntryNotFoundError where that is nothing.
+
+        Small files are compared with their hashes, for a flipped bit in one may make another model of it; weights are
+        when they cannot be loaded (`with_repair`).
+        """
         folder = snapshot_download(
-            self.repo_id, revision=self.revision, allow_patterns=["config.json"], cache_dir=self.cache_dir,
-            local_files_only=True,
-        )  # fmt: skip
+            self.repo_id, revision=self.revision, allow_patterns=[], cache_dir=self.cache_dir, local_files_only=True
+        )
+        place = Resolved(Path(folder), self.repo_id, self.revision, Path(folder).name)
+        if files is MODEL_FILES and "config.json" not in loaded_files(place):
+            raise LocalEntryNotFoundError(f"{self} has no config.json in the cache")
         logger.warning("the Hub cannot be reached (%s): taking %s from the cache", type(reason).__name__, self.repo_id)
-        return Resolved(Path(folder), self.repo_id, self.revision, Path(folder).name)
+        small = [name for name in loaded_files(place) if files.fullmatch(name) and not name.endswith(".safetensors")]
+        repair(place, self.api.token, small)
+        return place
 
     def check_sizes(self, found: dict[str, RepoSibling], max_bytes: int) -> None:
         """Refuses what is too large before any of it is fetched."""
@@ -212,7 +241,7 @@ class Repo:
         if total > max_bytes:
             raise HubError(f"{self.repo_id} has {total:,} bytes, and at most {max_bytes:,} are fetched here")
 
-    def check_model(self, found: Collection[str], names: Collection[str]) -> None:
+    def check_model(self, found: Collection[str], names: Collection[str], sha: str, hashes: dict[str, str]) -> None:
         """Refuses a repo without weights or of another architecture before its weights are fetched."""
         if "config.json" not in found:
             raise CheckpointError(f"{self} is no model: it has no config.json")
@@ -223,11 +252,14 @@ class Repo:
             )
             raise CheckpointError(f"{self} has {what}; it needs safetensors")
         # by the revision's own name, so that the cache remembers what it stands for
-        path = hf_hub_download(
+        path = Path(hf_hub_download(
             self.repo_id, "config.json", revision=self.revision, cache_dir=self.cache_dir, token=self.api.token
-        )
+        ))  # fmt: skip
+        if path.parent.name == sha and not has_hash(path, hashes["config.json"]):
+            place = Resolved(path.parent, self.repo_id, self.revision, sha)
+            fetch_again(place, path.name, hashes[path.name], self.api.token)
         try:
-            read_config(Path(path).parent)
+            read_config(path.parent)
         except CoreError:
             pass  # `load_model` says it too, when the model.py.txt that it speaks of is there
         except ValueError as error:
@@ -252,26 +284,89 @@ def commit_named(sha: str | None, repo_id: str) -> str:
     return sha
 
 
-def check_bytes(path: Path, expected: str | None, repo_id: str) -> None:
-    """Compares a file with its hash on the Hub: sha256 for large files, git's own for small ones.
-
-    A file that differs is removed from the cache, so that the next try fetches it again.
-    """
+def hash_on_hub(sibling: RepoSibling, repo_id: str) -> str:
+    """By which the Hub knows a file: sha256 for large files, git's own hash for small ones."""
+    expected = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     if expected is None:
-        raise HubError(f"the Hub does not tell the hash of {path.name} of {repo_id}; try again later")
-    if (sha256_of if len(expected) == 64 else git_hash_of)(path) != expected:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise DamagedError(f"{path.name} of {repo_id} arrived damaged: its hash is not the one on the Hub; try again")
-
-
-class DamagedError(HubError):
-    """Bytes changed on the way."""
+        raise HubError(f"the Hub does not tell the hash of {sibling.rfilename} of {repo_id}; try again later")
+    return expected
 
 
 def limit_waiting(seconds: float = 4 * TIMEOUT) -> None:
     """Has the Hub client give up on a server that shows no sign of life for so long; by itself it waits for ever."""
     get_session().timeout = seconds
+
+
+# --- damage in the cache ----------------------------------------------------------------------------------------------
+def with_repair(place: Resolved, work: Callable[[], T], token: str | bool | None = None) -> T:
+    """What `work` makes of the files of a model, and once more where it failed and the cache held damaged ones.
+
+    Those are fetched again before. Hashes are computed only after a failure; where every file is as the Hub has it,
+    the failure stands. Raises DamagedError for a file that cannot be fetched.
+    """
+    try:
+        return work()
+    except CoreError:
+        raise
+    except (ValueError, OSError):
+        if not repair(place, token, loaded_files(place)):
+            raise
+    return work()
+
+
+def repair(place: Resolved, token: str | bool | None, names: Collection[str]) -> bool:
+    """Fetches those of a model's files again that are damaged in the cache. Whether there were any. DamagedError."""
+    damaged = [name for name in names if is_damaged(place.folder / name)]
+    for name in damaged:
+        fetch_again(place, name, blob_name(place.folder / name), token)
+    return bool(damaged)
+
+
+def loaded_files(place: Resolved) -> list[str]:
+    """The files that a model is computed with, those included of which the cache lost the content. None of a folder."""
+    names = sorted(os.listdir(place.folder)) if place.repo_id else []
+    return [name for name in names if LOADED_FILES.fullmatch(name)]
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file of the cache is proven not to be what it was. Needs no network: its own name tells its hash."""
+    expected = blob_name(path)
+    return bool(expected) and not has_hash(path, expected)
+
+
+def blob_name(path: Path) -> str:
+    """The hash by which the cache stores the content of a file; "" where it does not, as without symbolic links."""
+    name = Path(os.readlink(path)).name if path.is_symlink() else ""
+    return name if BLOB_NAME.fullmatch(name) else ""
+
+
+def has_hash(path: Path, expected: str) -> bool:
+    """Whether a file is there and has this hash: sha256, or git's own where it is shorter."""
+    return path.is_file() and (sha256_of if len(expected) == 64 else git_hash_of)(path) == expected
+
+
+def fetch_again(place: Resolved, name: str, expected: str, token: str | bool | None) -> None:
+    """Replaces a damaged file of the cache by what the Hub has. DamagedError where that cannot be had.
+
+    The old file stays until the new one is complete. One that arrives damaged is not kept.
+    """
+    path = place.folder / name
+    where = path.resolve()
+    logger.warning("%s of %s is damaged in the cache: fetching it again", name, place.repo_id)
+    if not path.is_symlink():  # a copy, which the client would keep
+        path.unlink(missing_ok=True)
+    try:
+        hf_hub_download(
+            place.repo_id, name, revision=place.sha, cache_dir=place.folder.parents[2], token=token,
+            force_download=True,
+        )  # fmt: skip
+    except (HTTPError, OSError, EntryNotFoundError, ValueError) as error:  # the last where the Hub is not reached
+        reason = explain(error.__cause__ or error, place.repo_id, place.sha)
+        raise DamagedError(name, place.repo_id, where, reason) from error
+    if not has_hash(path, expected):
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise DamagedError(name, place.repo_id, where, "it arrived damaged again, so check the network")
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -289,7 +384,7 @@ def is_transient(error: BaseException) -> bool:
             damaged = e.response.status_code in (400, 422) and is_upload(e)  # bytes that changed on the way
             return damaged or e.response.status_code in (408, 409, 412, 425, 429) or e.response.status_code >= 500
         if isinstance(e, (OfflineModeIsEnabled, HubError)):
-            return isinstance(e, DamagedError)
+            return False
         if isinstance(e, (HTTPError, ConnectionError, TimeoutError)):
             return True
     return False

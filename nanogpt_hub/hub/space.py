@@ -18,13 +18,13 @@ from huggingface_hub import HfApi, SpaceHardware, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from nanogpt_hub.checkpoint import core_difference, read_json
-from nanogpt_hub.core import core_of_text
-from nanogpt_hub.fingerprint import verified_table
+from nanogpt_hub.edits.core import core_of_text
+from nanogpt_hub.edits.fingerprint import verified_table
 from nanogpt_hub.hub.card import TAG
 from nanogpt_hub.hub.publish import Push, Say, check_account, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
-from nanogpt_hub.installed import PACKAGE, PARTS, part
+from nanogpt_hub.system.installed import PACKAGE, PARTS, part
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def own_space(api: HfApi, space_id: str) -> str:
 
 def check_cores(config: Mapping[str, Any], files: Mapping[str, bytes], model_id: str) -> None:
     """Raises HubError where the Space's model.py is not the one that the model's weights belong to."""
-    source, table = (files.get(f"nanogpt_hub/{name}.py", b"").decode() for name in ("model", "fingerprint"))
+    source, table = (files.get(f"nanogpt_hub/{name}.py", b"").decode() for name in ("model", "edits/fingerprint"))
     verified = verified_table(table)
     if verified is None:  # an app from before there was one
         return

@@ -20,7 +20,7 @@ from nanogpt_hub.hub.publish import Push, Say, create_repo, send_patiently
 from nanogpt_hub.hub.readme import update_readme
 from nanogpt_hub.hub.resolve import HubError, explain, limit_waiting, split_name
 from nanogpt_hub.hub.space import Space, own_space
-from nanogpt_hub.installed import part
+from nanogpt_hub.system.installed import part
 
 logger = logging.getLogger(__name__)
 

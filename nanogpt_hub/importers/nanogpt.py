@@ -28,9 +28,9 @@ from nanogpt_hub.families import (
     later_nanochat,
     parameter_shapes,
 )
-from nanogpt_hub.files import write_atomic
 from nanogpt_hub.hub.card import RunFacts, write_card
 from nanogpt_hub.model import GPT, GPTConfig
+from nanogpt_hub.system.files import write_atomic
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 
 MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout", "bias")

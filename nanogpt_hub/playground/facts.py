@@ -11,8 +11,8 @@ from nanogpt_hub.checkpoint import read_json
 from nanogpt_hub.hub.resolve import Resolved
 from nanogpt_hub.playground.models import ModelStore
 from nanogpt_hub.playground.views import card_html, parts_view
-from nanogpt_hub.readable import count, size
 from nanogpt_hub.runs import run_record
+from nanogpt_hub.system.readable import count, size
 
 MOST_CARD = 2**17  # bytes of a card that are shown: a second's work, whatever is in it
 

@@ -7,6 +7,7 @@
 `Limits` say what one request may ask for. They hold in the functions here and in session.py, whoever calls.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import math
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,16 @@ from torch import nn
 
 from nanogpt_hub.checkpoint import CheckpointError, load_model, weight_files
 from nanogpt_hub.engine.int8 import quantize_int8
-from nanogpt_hub.hub.resolve import MODEL_FILES, HubError, Resolved, chain, resolve, split_name
+from nanogpt_hub.hub.resolve import (
+    MODEL_FILES,
+    DamagedError,
+    HubError,
+    Resolved,
+    chain,
+    resolve,
+    split_name,
+    with_repair,
+)
 from nanogpt_hub.model import GPT
 from nanogpt_hub.playground.tiny import make_tiny
 from nanogpt_hub.sampling import SamplingConfig
@@ -242,18 +252,17 @@ class ModelStore:
         self._remember(key, place)
         return place
 
-    def _fetch(
-        self, repo_id: str, revision: str, token: str | None, files: re.Pattern = MODEL_FILES
-    ) -> Resolved:  # fmt: skip
+    def _fetch(self, repo_id: str, revision: str, token: str | None, files: re.Pattern = MODEL_FILES) -> Resolved:
         """What all may see goes into the common cache, what only this visitor may into one of their own."""
         most: dict[str, Any] = dict(max_bytes=self.limits.model_bytes, files=files)
-        try:
-            return resolve(repo_id, revision, token=self._own_token(repo_id), **most)
-        except HubError as error:
-            if not token or not is_hidden(error):
-                raise
-        owner = hashlib.sha256(token.encode()).hexdigest()[:32]
-        return resolve(repo_id, revision, token=token, cache_dir=self._folder() / "private" / owner, **most)
+        with no_paths():
+            try:
+                return resolve(repo_id, revision, token=self._own_token(repo_id), **most)
+            except HubError as error:
+                if not token or not is_hidden(error):
+                    raise
+            owner = hashlib.sha256(token.encode()).hexdigest()[:32]
+            return resolve(repo_id, revision, token=token, cache_dir=self._folder() / "private" / owner, **most)
 
     def _own_token(self, repo_id: str) -> bool | None:
         """None (this machine's login) or False (none): on a Space the owner's token opens the model that it shows."""
@@ -283,6 +292,12 @@ class ModelStore:
             self._found[key] = (time.monotonic(), value)
             while len(self._found) > 256:
                 self._found.popitem(last=False)
+
+    def _forget(self, place: Resolved) -> None:
+        """Has the next `find` of a model ask the Hub."""
+        with self._lock:
+            for key in [key for key, (_, value) in self._found.items() if value == place]:
+                del self._found[key]
 
     def names(self) -> list[str]:
         """What the model field offers: the default, the runs' models, and the tiny one."""
@@ -318,7 +333,18 @@ class ModelStore:
         return Path(self._home.name)
 
     def load(self, place: Resolved, device: str | None = None) -> Loaded:
-        """The model in memory. CheckpointError where it cannot be loaded; what was in memory stays in use."""
+        """The model in memory. CheckpointError where it cannot be loaded; what was in memory stays in use.
+
+        HubError where a file of it is damaged in the cache and cannot be fetched again.
+        """
+        try:
+            with no_paths():
+                return with_repair(place, lambda: self._get(place, device), self._own_token(place.repo_id))
+        except HubError:  # the visitor's own token may open what this machine's does not
+            self._forget(place)
+            raise
+
+    def _get(self, place: Resolved, device: str | None) -> Loaded:
         files = weight_files(place.folder)
         n_bytes = sum(path.stat().st_size for path in files)
         self.limits.check("the model", n_bytes, self.limits.model_bytes, " bytes")
@@ -363,6 +389,15 @@ def from_address(name: str, revision: str) -> tuple[str, str]:
     if len(path) > 3 and path[2] in ("tree", "blob", "resolve", "commit"):
         revision = revision or path[3]
     return "/".join(path[:2]), revision
+
+
+@contextlib.contextmanager
+def no_paths() -> Iterator[None]:
+    """Turns a DamagedError into one that does not tell visitors where models are cached."""
+    try:
+        yield
+    except DamagedError as error:
+        raise HubError(error.public) from None
 
 
 def is_hidden(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from nanogpt_hub.checkpoint import CheckpointError, load_model, save_model
 from nanogpt_hub.generate import generate
 from nanogpt_hub.hub.background import Pusher
 from nanogpt_hub.hub.card import write_card
-from nanogpt_hub.hub.publish import STATE_BRANCH, fetch_state, preflight, push_to_hub
+from nanogpt_hub.hub.publish import STATE_BRANCH, fetch_state, preflight, push_to_hub, state_files
 from nanogpt_hub.hub.readme import Readme
 from nanogpt_hub.hub.resolve import HubError, from_pretrained, resolve, split_name
 from nanogpt_hub.hub.space import collect_space, create_space
@@ -403,6 +403,21 @@ def test_the_state_comes_back_bit_for_bit(alice, pusher, run, tmp_path):
         fetch_state(REPO, tmp_path / "elsewhere")
     with pytest.raises(HubError, match="no training state"):
         fetch_state(f"{REPO}@main", tmp_path / "third")
+
+
+def test_a_state_is_listed_while_an_earlier_push_clears_up(run, monkeypatch):
+    gone = run.parent / ".push" / "state-before"
+    gone.mkdir(parents=True)
+    scandir = os.scandir
+
+    def scan(path="."):
+        if Path(path) == gone and gone.is_dir():
+            gone.rmdir()  # the pusher's thread does it between two calls
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert "state/state.json" in state_files(run.parent)
+    assert not gone.exists()
 
 
 def wait_for(condition, seconds: float = 10.0) -> None:

@@ -38,13 +38,6 @@ def alice(hub, monkeypatch, tmp_path):
     return hub
 
 
-@pytest.fixture
-def text(tmp_path) -> Path:
-    path = tmp_path / "fox.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
-
 def train(text: Path, out: Path, *flags: str) -> int:
     return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
 

@@ -6,8 +6,9 @@ import shlex
 import pytest
 from helpers import HOSTILE, chat_tokenizer, make_chat_model, make_model
 
-from nanogpt_hub import Chat, cli, commands
+from nanogpt_hub import Chat, cli
 from nanogpt_hub.checkpoint import load_model, save_model
+from nanogpt_hub.commands import text as text_commands
 from nanogpt_hub.playground.chat import MOST_MESSAGES, Talk, go_on, say, why_not
 from nanogpt_hub.playground.facts import example_question
 from nanogpt_hub.playground.links import chat_command, chat_snippet
@@ -140,7 +141,7 @@ def test_code_and_command_say_the_same_again(playground, place, monkeypatch, cap
     program, *words = shlex.split(chat_command(playground.models, talk))
     assert program == "nanogpt-hub"
     assert words[:4] == ["chat", str(place.folder), "--system", 'Be "brief".']
-    monkeypatch.setattr(commands, "typed_lines", lambda: iter(["It's me", "And then?"]))
+    monkeypatch.setattr(text_commands, "typed_lines", lambda: iter(["It's me", "And then?"]))
     assert cli.main([*words, "--seed", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "".join(
         f"{each['content']}\n" for each in talk.messages if each["role"] == "assistant"

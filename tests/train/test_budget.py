@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from curves import losses
 
 from train import budget, pretrain
-from train.report import read_metrics
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
@@ -48,10 +48,6 @@ def weights(out: Path) -> bytes:
 
 def settings(out: Path) -> dict:
     return yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-
-
-def losses(out: Path) -> list[float]:
-    return [row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -119,14 +115,10 @@ sys.exit(pretrain.main(sys.argv[1:]))
 """
 
 
-def test_processes_that_measure_different_times_take_the_same_number_of_steps(flags, tmp_path):
+def test_processes_that_measure_different_times_take_the_same_number_of_steps(ranks, flags, tmp_path):
     script = tmp_path / "disagreeing.py"
     script.write_text(DISAGREEING, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", str(script)]
-    command = [*launch, *flags, "--minutes", "0.002", "--out_dir", str(tmp_path / "two")]
-    env = {**os.environ, "PYTHONPATH": str(Path(pretrain.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
+    done = ranks.run(str(script), *flags, "--minutes", "0.002", "--out_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(losses(tmp_path / "two")) == settings(tmp_path / "two")["max_steps"] == 30
 

@@ -1,18 +1,15 @@
 """Mixtures of experts in training: the balance loss, what the log says of the experts' use, and whole runs."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from curves import losses
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.core import watch_routers
+from nanogpt_hub.edits.core import watch_routers
 from nanogpt_hub.model import GPT, GPTConfig
 from train import finetune, pretrain, trainer
 from train.experts import ExpertUse, balance_loss, describe_use, training_loss
@@ -35,10 +32,6 @@ TINY = (
 
 def run(text: Path, out: Path, *flags: str) -> int:
     return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
 
 
 def logits(seed: int, N: int = 50, E: int = 6) -> torch.Tensor:
@@ -156,17 +149,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(mixture, text, tmp_path, monkeypatch)
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_two_processes_share_experts_that_one_of_them_does_not_use(text, tmp_path):
+def test_two_processes_share_experts_that_one_of_them_does_not_use(ranks, text, tmp_path):
     flags = [*TINY, "--data.source", str(text), "--model.n_expert", "16", "--model.n_expert_per_tok", "1"]
     flags += ["--batch_size", "2", "--micro_batch_size", "1", "--model.block_size", "8", "--max_steps", "4"]
     flags += ["--model.router_aux_loss_coef", "0", "--optim.name", "adamw"]
     assert pretrain.main([*flags, "--out_dir", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", "train.pretrain"]
-    done = subprocess.run(
-        [*launch, *flags, "--out_dir", str(tmp_path / "two")], capture_output=True, text=True, timeout=200, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = ranks.run("-m", "train.pretrain", *flags, "--out_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     used = [[r["expert_evenness"] for r in read_metrics(tmp_path / n / "metrics.jsonl") if "val_loss" in r]

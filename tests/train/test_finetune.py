@@ -14,21 +14,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from curves import val_losses
 from helpers import ROOT
+from huggingface_hub import constants
 from test_sources import SHA, Server, serve_dataset
 
 from nanogpt_hub.chat import PLAIN, ChatTemplate, TemplateError, overlaps
 from nanogpt_hub.checkpoint import load_model, save_model
 from nanogpt_hub.hub.publish import push_to_hub
-from nanogpt_hub.hub.resolve import from_pretrained
+from nanogpt_hub.hub.resolve import from_pretrained, resolve
 from nanogpt_hub.model import GPT, IGNORE_INDEX, GPTConfig
 from nanogpt_hub.sources import Reading, SourceError
 from nanogpt_hub.tokenizer import Tokenizer, build_tokenizer
 from train import finetune, pretrain
 from train.config import LoraConfig
 from train.lora import add_adapters, without_adapters
-from train.report import read_metrics
 from train.rows import Conversations, RowBatches, TokenRows, completions, encode_rows, fit, open_rows, padded_length
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 NAMES, FOODS = "Ann Bob Cid Dora Eve Fred Gus Hal Ida Jon".split(), "figs rice soup eggs corn beans pie".split()
 FACTS = [(name, food, number) for number in (2, 3, 5) for name in NAMES for food in FOODS]
@@ -49,13 +52,6 @@ CHATS = [
     }
     for name, food, number in FACTS
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +105,6 @@ def tune(base: Path | str, data: Path, out: Path, *flags: str) -> int:
     return finetune.main(
         [*always.split(), "--from", str(base), "--data.source", str(data), "--out_dir", str(out), *flags]
     )
-
-
-def val_losses(out: Path) -> list[float]:
-    return [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
 
 
 def learned_text(tokenizer: Tokenizer, targets) -> str:
@@ -186,6 +178,19 @@ def test_a_base_on_the_hub_is_named_with_its_commit(base, pairs, tmp_path, alice
     assert "base_model: alice/base" in card
     assert "Fine-tuning changed the loss by -" in card
     assert sha in card
+
+
+def test_a_base_that_is_damaged_in_the_cache_is_named(base, pairs, tmp_path, capsys, alice, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    push_to_hub(base, "alice/base")
+    weights = (resolve("alice/base").folder / "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for method in ("GET", "HEAD"):
+        hub.fail(method, "/", times=10**6, status=503)
+    assert tune("alice/base", pairs, tmp_path / "run", "--data.format", "completion") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"model.safetensors of alice/base is damaged in the cache ({weights}) and could not be fetched again" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shared_run_with_adapters_goes_on_elsewhere_bit_for_bit(base, pairs, tmp_path, alice):

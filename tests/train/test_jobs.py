@@ -5,8 +5,9 @@ import os
 import pytest
 from hub_server import Repo
 
-from nanogpt_hub import cli, installed
+from nanogpt_hub import cli
 from nanogpt_hub.hub.publish import STATE_BRANCH
+from nanogpt_hub.system import installed
 from train import jobs
 from train.report import read_metrics
 

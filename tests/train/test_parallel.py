@@ -1,10 +1,7 @@
 """Several processes, by gloo on this machine: a model cut over them, nodes without a common disk, lost peers."""
 
-import contextlib
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from curves import losses, val_losses
 from helpers import own_package
+from ranks import Ranks, free_port
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nanogpt_hub.checkpoint import load_model
 from train import finetune, pretrain, processes
 from train.config import make_parser, parse
-from train.report import read_metrics
 from train.state import read_facts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 TEXT = "".join(f"line {i}: the quick brown fox counts {i * i} lazy dogs.\n" for i in range(400))
 TINY = (
@@ -33,38 +33,30 @@ RUNS = {  # untied and tied, with and without learned positions, biases and weig
     "adamw": "--model.preset gpt2 --optim.name adamw --max_steps 20 --activation_checkpointing true "
     "--micro_batch_size 2 --optim.weight_decay 0.1",
     "half": "--model.preset nanochat --model.n_kv_head 1 --max_steps 10",
+    "experts": "--model.preset mixtral --model.n_kv_head 1 --model.n_expert 4 --model.n_inner 16 --max_steps 20 "
+    "--eval.interval 5",
 }
 LORA = "--optim.name adamw --lora.rank 2 --max_steps 10 --eval.interval 10 --device cpu --precision fp32".split()
-ALL = """
-import functools, json, sys
+COMPILED = """
+import functools, sys
 import torch
-from accelerate import Accelerator
 torch.compile = functools.partial(torch.compile, backend="aot_eager")  # traces, and leaves out the C++ compiler
-Accelerator.end_training = lambda self: None  # it parts the processes, and there is another run to come
-from train import finetune, pretrain
-for program, argv in json.loads(sys.argv[1]):
-    assert {"pretrain": pretrain, "finetune": finetune}[program].main(argv) == 0, argv
+from train import pretrain
+sys.exit(pretrain.main(sys.argv[1:]))
 """
+PRETRAIN, FINETUNE = ("-m", "train.pretrain"), ("-m", "train.finetune")
 TOKEN = "hf_AliceSecretToken0123456789"
 
 
-def torchrun(*words: str, n: int = 2, **env: str) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--rdzv_backend", "c10d"]
+def torchrun(*words: str) -> subprocess.CompletedProcess:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
     command = [*launch, "--rdzv_endpoint", "127.0.0.1:0", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=own_package(**env))
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=own_package())
 
 
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
-
-
-def val_losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def _early(ranks) -> None:
+    """The processes import while one process trains."""
 
 
 def flags_of(name: str, text: Path, out: Path) -> list[str]:
@@ -89,27 +81,31 @@ def one(text, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(one, text, tmp_path_factory) -> Path:
-    """The same by two processes with the model cut over them; `taken` goes on from what one process began."""
+def sharded(ranks, one, text, tmp_path_factory) -> Path:
+    """The same by two processes with the model cut over them; `taken` goes on from what one process began, and of
+    `experts` one process makes the steps in the middle."""
     place = tmp_path_factory.mktemp("sharded")
     shutil.copytree(one / "half", place / "taken")
-    jobs = [("pretrain", flags_of(name, text, place / name)) for name in RUNS]
-    jobs.append(("pretrain", [*flags_of("muon", text, place / "taken")]))
+    script = place / "compiled.py"
+    script.write_text(COMPILED)
     compiled = ["--max_steps", "6", "--activation_checkpointing", "true", "--compile", "always"]
-    jobs.append(("pretrain", [*flags_of("muon", text, place / "compiled"), *compiled]))
-    jobs.append(("finetune", lora_flags(text, one / "muon" / "best", place / "lora")))
-    script = place / "all.py"
-    script.write_text(ALL)
-    argument = json.dumps([(program, [*flags, "--parallel.shard", "true"]) for program, flags in jobs])
-    done = torchrun(str(script), argument, NANOGPT_HUB_CACHE=str(tmp_path_factory.getbasetemp() / "cache"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("2 processes, the model cut over them") == len(jobs)
-    assert done.stdout.count("compiling the model") == 1
-    assert "does not work" not in done.stdout
+    jobs = [(*PRETRAIN, *flags_of(name, text, place / name)) for name in ("muon", "adamw", "half")]
+    jobs.append((*PRETRAIN, *flags_of("muon", text, place / "taken")))
+    jobs.append((str(script), *flags_of("muon", text, place / "compiled"), *compiled))
+    jobs.append((*FINETUNE, *lora_flags(text, one / "muon" / "best", place / "lora")))
+    jobs += [(*PRETRAIN, *flags_of("experts", text, place / "experts"), "--max_steps", n) for n in ("5", "10", "20")]
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+    for words in jobs:
+        n = 1 if words[-1] == "10" else 2
+        done = ranks.run(*words, *(["--parallel.shard", "true"] if n == 2 else []), n=n, NANOGPT_HUB_CACHE=cache)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert done.stdout.count("2 processes, the model cut over them") == n - 1
+        assert done.stdout.count("compiling the model") == (words[0] == str(script))
+        assert "does not work" not in done.stdout
     return place
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "experts"])
 def test_twenty_steps_of_a_sharded_model_are_those_of_one_process(one, sharded, name):
     assert sorted(losses(sharded / name)) == list(range(1, 21))
     assert losses(sharded / name) == pytest.approx(losses(one / name), abs=1e-6)
@@ -153,21 +149,23 @@ def test_a_sharded_run_goes_on_in_one_process(one, sharded, text, tmp_path, caps
     assert losses(tmp_path / "half") == pytest.approx(losses(one / "muon"), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "experts"])
 def test_transformers_loads_what_was_sharded(sharded, name):
     model, tokenizer = load_model(sharded / name / "best")
+    assert bool(model.config.n_expert) == (name == "experts")
     theirs = AutoModelForCausalLM.from_pretrained(sharded / name / "best").eval()
+    assert (theirs.config.model_type == "mixtral") == (name == "experts")
     ids = torch.tensor([tokenizer.encode("the quick brown")])
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_and_the_launchers_fsdp_and_a_push(hub, text, tmp_path, monkeypatch):
+def test_bf16_and_the_launchers_fsdp_and_a_push(hub, ranks, text, tmp_path):
     hub.add_user("alice", TOKEN)
     flags = [*flags_of("adamw", text, tmp_path / "two"), "--precision", "bf16", "--max_steps", "10"]
     push = ["--hub.repo_id", "alice/fox", "--hub.push_steps", "true", "--hub.minutes", "0", "--hub.license", "mit"]
     launcher = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "HF_TOKEN": TOKEN}
-    done = torchrun("-m", "train.pretrain", *flags, *push, **launcher)
+    done = ranks.run(*PRETRAIN, *flags, *push, **launcher)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "the model cut over them; precision bf16" in done.stdout
     assert {"step-000000", "step-000010"} <= set(hub.repo("alice/fox").tags)
@@ -238,41 +236,27 @@ KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 HANGS = "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(10**6)"
 
 
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def two_nodes(place: Path, words: list[str], flags: list[str], texts: list[Path]) -> list[tuple[int, str, str]]:
-    """Starts a launcher for each node, with folders of their own; returns how they ended."""
-    address = [
-        "--nnodes",
-        "2",
-        "--nproc_per_node",
-        "1",
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        str(free_port()),
+def two_nodes(
+    place: Path, words: list[str], flags: list[str], texts: list[Path], ranks: Ranks | None = None
+) -> list[tuple[int, str, str]]:
+    """Two nodes with folders of their own, each by a launcher or, where `ranks` are given, without one; returns how
+    they ended."""
+    disks = [place / f"node{rank}" for rank in range(2)]
+    commands = [
+        [*words, *flags, "--out_dir", str(disk / "run"), "--data.source", str(text)]
+        for disk, text in zip(disks, texts, strict=True)
     ]
-    nodes = []
-    for rank, text in enumerate(texts):
-        disk = place / f"node{rank}"
-        own = ["--out_dir", str(disk / "run"), "--data.source", str(text)]
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            *address,
-            "--node_rank",
-            str(rank),
-            *words,
-            *flags,
-            *own,
-        ]
-        env = own_package(NANOGPT_HUB_CACHE=str(disk / "cache"), HF_HOME=str(disk / "hf"))
-        nodes.append(subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
+    envs = [{"NANOGPT_HUB_CACHE": str(disk / "cache"), "HF_HOME": str(disk / "hf")} for disk in disks]
+    if ranks:
+        own = [{**env, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} for env in envs]
+        return [(one.returncode, one.stdout, one.stderr) for one in ranks.run_each(commands, own)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launch += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    nodes = [
+        subprocess.Popen([*launch, "--node_rank", str(rank), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         text=True, env=own_package(**env))
+        for rank, (command, env) in enumerate(zip(commands, envs, strict=True))
+    ]  # fmt: skip
     try:
         ended = [node.communicate(timeout=300) for node in nodes]
     finally:
@@ -282,17 +266,18 @@ def two_nodes(place: Path, words: list[str], flags: list[str], texts: list[Path]
 
 
 @pytest.mark.parametrize("shard", ["false", "true"])
-def test_nodes_without_a_common_disk_run_lose_one_and_go_on(one, text, tmp_path, shard):
+def test_nodes_without_a_common_disk_run_lose_one_and_go_on(ranks, one, text, tmp_path, shard):
     flags = [*TINY, *RUNS["muon"].split(), "--parallel.shard", shard]
     script = tmp_path / "node.py"
     script.write_text(NODE.format(what=KILLED))
-    first, second = two_nodes(tmp_path, [str(script)], flags, [text, text])
+    launched = shard == "true"
+    first, second = two_nodes(tmp_path, [str(script)], flags, [text, text], None if launched else ranks)
     assert first[0] != 0
     assert second[0] != 0
     assert (first[2] + second[2]).count("error: another process of this run has ended") == 1
     assert "Safe is the training state of step 10: the same command goes on" in first[2]
     assert not (tmp_path / "node1" / "run").exists()
-    first, second = two_nodes(tmp_path, ["-m", "train.pretrain"], flags, [text, text])
+    first, second = two_nodes(tmp_path, [*PRETRAIN], flags, [text, text], ranks)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert "resuming at step 10" in first[1]
     assert "resuming" not in second[1]
@@ -300,7 +285,7 @@ def test_nodes_without_a_common_disk_run_lose_one_and_go_on(one, text, tmp_path,
     assert not (tmp_path / "node1" / "run").exists()
 
 
-def test_a_process_that_hangs_ends_the_run_in_time_and_other_data_refuses_it(text, tmp_path):
+def test_a_process_that_hangs_ends_the_run_in_time_and_other_data_refuses_it(ranks, text, tmp_path):
     script, place = tmp_path / "node.py", tmp_path / "hang"
     script.write_text(NODE.format(what=HANGS))
     flags = [*TINY, *RUNS["half"].split(), "--max_steps", "20", "--parallel.timeout_minutes", "0.05"]
@@ -312,7 +297,7 @@ def test_a_process_that_hangs_ends_the_run_in_time_and_other_data_refuses_it(tex
     assert first_process or "The same command goes on from what the first process has saved" in done.stderr
     other = tmp_path / "other.txt"
     other.write_text(TEXT + "One more line, longer than the others.\n", encoding="utf-8")
-    first, second = two_nodes(tmp_path, ["-m", "train.pretrain"], flags, [text, other])
+    first, second = two_nodes(tmp_path, [*PRETRAIN], flags, [text, other], ranks)
     assert first[0] != 0
     assert second[0] != 0
     said = first[2] + second[2]
@@ -355,16 +340,16 @@ with Watchdog(2.0, lambda: print("nobody answers", flush=True)) as dog:
 """
 
 
-def test_processes_agree_on_what_the_first_one_sees(tmp_path):
+def test_processes_agree_on_what_the_first_one_sees(ranks, tmp_path):
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    done = torchrun(str(script))
+    done = ranks.run(str(script))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_watchdog_ends_a_process_that_waits_in_vain():
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=200, check=False, env=own_package()
-    )
+def test_the_watchdog_ends_a_process_that_waits_in_vain(ranks, tmp_path):
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    done = ranks.run(str(script), n=1)
     assert done.returncode == 1, done.stderr
     assert done.stdout == "alive\nnobody answers\n"

@@ -13,8 +13,8 @@ import yaml
 from nanogpt_hub import cli
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.evaluate import evaluate
-from nanogpt_hub.installed import part
 from nanogpt_hub.sources import open_source
+from nanogpt_hub.system.installed import part
 from train import speedrun
 from train.speedrun import CPU, T4, TRACKS, Track, check_config, check_hardware, record_of, texts, verdict
 

@@ -3,15 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -343,13 +340,10 @@ else:
 """
 
 
-def test_processes_wait_stop_and_fail_together(tmp_path):
+def test_processes_wait_stop_and_fail_together(ranks, tmp_path):
     script = tmp_path / "wait.py"
     script.write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launch += ["--rdzv_endpoint", "127.0.0.1:0", str(script)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=280, check=False, env=env)
+    done = ranks.run(str(script))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from nanogpt_hub.files import LEFTOVER, git_hash_of, remove_leftovers, replacing, sha256_of
 from nanogpt_hub.model import GPTConfig
+from nanogpt_hub.system.files import LEFTOVER, git_hash_of, remove_leftovers, replacing, sha256_of
 from train import hardware, plan, pretrain, state, trainer
 from train.folder import RunLock, error_number
 from train.plan import count_parameters

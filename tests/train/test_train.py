@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from curves import losses, val_losses
 from safetensors.torch import load_file
 
-from nanogpt_hub import stories
 from nanogpt_hub.checkpoint import load_model
+from nanogpt_hub.corpus import stories
 from nanogpt_hub.lens import attention_maps
 from nanogpt_hub.runs import read_run
 from train import pretrain, trainer
@@ -35,14 +36,6 @@ TINY = (  # a run of a second
 
 def run(text: Path, out: Path, *flags: str) -> int:
     return pretrain.main([*TINY, "--data.source", str(text), "--out_dir", str(out), *flags])
-
-
-def losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["train_loss"] for row in read_metrics(out / "metrics.jsonl") if "train_loss" in row}
-
-
-def val_losses(out: Path) -> list[float]:
-    return [row["val_loss"] for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
 
 
 def weights(out: Path) -> bytes:
@@ -119,14 +112,10 @@ def test_any_split_into_micro_batches_gives_the_same_losses(text, tmp_path):
         assert curve == pytest.approx(curves[0], abs=1e-5)
 
 
-def test_two_processes_give_the_same_losses_as_one(text, tmp_path):
+def test_two_processes_give_the_same_losses_as_one(ranks, text, tmp_path):
     flags = [*TINY, "--data.source", str(text), "--optim.name", "adamw", "--micro_batch_size", "2"]
     assert pretrain.main([*flags, "--out_dir", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0", "-m", "train.pretrain"]
-    done = subprocess.run(
-        [*launch, *flags, "--out_dir", str(tmp_path / "two")], capture_output=True, text=True, timeout=200
-    )
+    done = ranks.run("-m", "train.pretrain", *flags, "--out_dir", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes" in done.stdout
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanogpt_hub.installed import config_names
+from nanogpt_hub.system.installed import config_names
 from train.config import TrainConfig, make_parser, parse
 from train.facts import command_line
 from train.typed import allowed, kinds

@@ -13,7 +13,7 @@ from helpers import HOSTILE, make_model
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.cli import main
 from nanogpt_hub.generate import generate
-from nanogpt_hub.serve import PageServer
+from nanogpt_hub.hub.serve import PageServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 WAIT = 120_000  # milliseconds; a loaded machine is slow

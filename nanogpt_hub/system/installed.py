@@ -26,7 +26,7 @@ from types import ModuleType
 
 OLDEST_PYTHON = (3, 10)
 DISTRIBUTION = "nanogpt-hub"
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 PARTS = ("train", "configs", "web", "app.py", "requirements.txt")  # what setup.py copies into a wheel
 # What is imported, by the extra that brings it; "" is what comes in any case. requirements.txt has the versions.
 EXTRAS = {

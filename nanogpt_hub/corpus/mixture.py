@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from nanogpt_hub.formats import Chunks, InnerReading, Reading, SourceError
+from nanogpt_hub.corpus.formats import Chunks, InnerReading, Reading, SourceError
 from nanogpt_hub.sources import Source
 
 Part = tuple[Source, float]  # and its weight

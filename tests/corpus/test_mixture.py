@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_hub.duplicates import HashSet, band_keys, without_duplicates
-from nanogpt_hub.formats import Reading
-from nanogpt_hub.mixture import mix
+from nanogpt_hub.corpus.duplicates import HashSet, band_keys, without_duplicates
+from nanogpt_hub.corpus.formats import Reading
+from nanogpt_hub.corpus.mixture import mix
 from nanogpt_hub.sources import Source, SourceError, open_source
 
 
@@ -92,7 +92,7 @@ def test_a_document_in_chunks_is_looked_at_whole_and_a_very_long_one_not_at_all(
         ("c" * 30 + "d", True),
         ("ab", True),
     ]
-    monkeypatch.setattr("nanogpt_hub.duplicates.LONGEST", 20)
+    monkeypatch.setattr("nanogpt_hub.corpus.duplicates.LONGEST", 20)
     source = without_duplicates(Source("file", "x", "0", lambda reading: iter(texts)), "drop")
     assert list(source.documents()) == ["ab", "c" * 30 + "d", "c" * 30 + "d"]
 

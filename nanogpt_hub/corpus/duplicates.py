@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from nanogpt_hub.formats import Chunks, InnerReading, Reading
+from nanogpt_hub.corpus.formats import Chunks, InnerReading, Reading
 from nanogpt_hub.sources import Source
 
 BANDS, ROWS, NGRAM = 14, 8, 5

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
-from nanogpt_hub.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parse, parts, total
+from nanogpt_hub.edits.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parse, parts, total
 from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache, MixtureOfExperts
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes

@@ -6,7 +6,7 @@
 A template is a program in the Jinja language, and mostly somebody else's. It runs in Jinja's sandbox and sees nothing
 but the conversation and the names of the special tokens; the sandbox does not limit time and memory, so the system
 does: each line of input has SECONDS of the processor, and the whole process MEMORY bytes. This file is run as a script
-by chat.py and imports nothing of the project.
+by renderer.py and imports nothing of the project.
 """
 
 import contextlib

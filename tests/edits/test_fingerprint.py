@@ -14,11 +14,11 @@ from helpers import ROOT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nanogpt_hub import core as core_module
 from nanogpt_hub import model as model_module
 from nanogpt_hub.checkpoint import CoreError, load_model, save_model, saved_as
-from nanogpt_hub.core import CORE_FILE, faults, running_core
-from nanogpt_hub.fingerprint import VERIFIED, parts, total, verified_table
+from nanogpt_hub.edits import core as core_module
+from nanogpt_hub.edits.core import CORE_FILE, faults, running_core
+from nanogpt_hub.edits.fingerprint import VERIFIED, parts, total, verified_table
 from nanogpt_hub.hub.card import make_card
 from nanogpt_hub.model import GPT, MLP, Block, GPTConfig, KVCache
 
@@ -101,7 +101,7 @@ PYTHONS = sorted(
 @pytest.mark.parametrize("python", [sys.executable, *PYTHONS])
 def test_it_is_the_same_on_every_python(python):
     code = (
-        "import runpy; found = runpy.run_path('nanogpt_hub/fingerprint.py'); "
+        "import runpy; found = runpy.run_path('nanogpt_hub/edits/fingerprint.py'); "
         "text = open('nanogpt_hub/model.py', encoding='utf-8').read(); print(found['total'](found['parts'](text)))"
     )
     command = [python, "-I", "-c", code]
@@ -119,7 +119,7 @@ def test_syntax_of_newer_pythons_counts_too():
 
 
 def test_the_table_of_another_copy_is_read_without_running_it():
-    text = (ROOT / "nanogpt_hub" / "fingerprint.py").read_text(encoding="utf-8")
+    text = (ROOT / "nanogpt_hub" / "edits" / "fingerprint.py").read_text(encoding="utf-8")
     assert verified_table(text) == VERIFIED
     assert verified_table("raise SystemExit\n") is None
     with pytest.raises(ValueError, match="malformed"):

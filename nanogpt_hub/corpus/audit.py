@@ -21,14 +21,14 @@ from itertools import accumulate, islice, pairwise
 
 import numpy as np
 
-from nanogpt_hub.duplicates import band_keys
-from nanogpt_hub.installed import pip_line, requirement
+from nanogpt_hub.corpus.duplicates import band_keys
 from nanogpt_hub.sources import Source
+from nanogpt_hub.system.installed import pip_line, requirement
 
 MAX_DOCUMENTS = 100_000  # read; an audit of more looks at the first ones and says so
 LONG_DOCUMENT = 2000  # characters; a longer one is looked at paragraph by paragraph
 NEAR = 0.9  # share of five-word shingles in common from which two documents are near duplicates
-VERBATIM = 50  # characters from which a match counts as copied
+VERBATIM = 50  # bytes in a row from which a match counts as copied
 MAX_TRIGGER_SHARE = 0.05  # of the documents: what more of them hold is the text's own way
 TRIGGER_DOCUMENTS, FOLLOWING = 10, 15  # documents that hold a trigger at least; words behind it that are looked at
 TRIGGER_BITS = 1.0  # a word: how far four of five stretches behind a trigger are above nearly all other stretches

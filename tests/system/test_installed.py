@@ -13,10 +13,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import nanogpt_hub
-from nanogpt_hub import cli, installed
+from nanogpt_hub import cli
 from nanogpt_hub.exporters.gguf import KINDS
 from nanogpt_hub.hub.card import install_lines
 from nanogpt_hub.model import PRESETS
+from nanogpt_hub.system import installed
 
 ADDRESS = "https://github.com/alice/nanogpt_hub"
 # What Colab's machines bring, by their published list of August 2026.

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import pytest
 
 from benchmarks.stories import count, read
-from nanogpt_hub import stories
+from nanogpt_hub.corpus import stories
 from nanogpt_hub.sources import SourceError, open_source
 
 BAG = re.compile(r"(an? [a-z ]+?)(?:,| and) (an? [a-z ]+?) (?:and set off|into a bag|and a sandwich)")

@@ -1,0 +1,1 @@
+"""What text is made of and what is found in it: file formats, stories, mixtures, duplicates, an audit."""

@@ -1,0 +1,1 @@
+"""Chat templates are programs by somebody else: they run here, in a process with limits."""
