@@ -29,7 +29,8 @@ class Exercise:
             try:
                 return getattr(self.module, name)(*args, **kwargs)
             except NotImplementedError as todo:
-                pytest.fail(f"{self.path.parent.name}/{self.path.name}: {todo}", pytrace=False)
+                sentence = f"{self.path.parent.name}/{self.path.name}: {todo}"
+            pytest.fail(sentence, pytrace=False)  # outside of `except`: else pytest shows the first exception, too
 
         return call
 

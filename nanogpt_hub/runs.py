@@ -38,6 +38,7 @@ class Run:
     rows: tuple[dict[str, float], ...]  # by step: step, and what was measured there
     samples: dict[int, Path] = field(default_factory=dict)  # step -> text file
     max_steps: int | None = None
+    floor: float | None = None  # the entropy of its text in nats per token, where the source knows it: the lowest loss
     changed: float = 0.0  # when its log grew last, seconds since the epoch; 0 for one that is not written here
 
     @property
@@ -99,8 +100,9 @@ def read_run(folder: str | Path, name: str = "") -> Run:
     came_along = folder.name == "training" and (folder.parent / "config.json").is_file()  # with a model from the Hub
     changed = log.stat().st_mtime if log.is_file() and not came_along else 0.0  # of a download, the time tells nothing
     return Run(
-        name or folder.name, folder, tuple(read_rows(log)), dict(sorted(samples.items())), max_steps(folder), changed
-    )
+        name or folder.name, folder, tuple(read_rows(log)), dict(sorted(samples.items())),
+        max_steps(folder), known_floor(folder), changed,
+    )  # fmt: skip
 
 
 def read_rows(log: Path, max_bytes: float = MAX_BYTES) -> list[dict[str, float]]:
@@ -156,6 +158,19 @@ def max_steps(folder: Path) -> int | None:
         return None
     found = re.search(r"^max_steps: (\d{1,12})$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def known_floor(folder: Path) -> float | None:
+    """The entropy of a run's text in nats per token, as run.json tells it; None where it holds no such number."""
+    path = folder / "run.json"
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    try:
+        evaluation = read_json(path).get("evaluation")
+    except (ValueError, OSError):
+        return None
+    floor = evaluation.get("floor_loss") if isinstance(evaluation, dict) else None
+    return float(floor) if is_number(floor) and floor > 0 else None
 
 
 def find_runs(root: str | Path | None) -> list[Path]:

@@ -50,7 +50,7 @@ class TrainingTab:
     def show(self, place: Resolved, names: list[str], drawn: str, head: tuple[int, int] | None) -> list[Any]:
         """The chosen runs as they are now, if that is not what is shown."""
         shown = self.playground.training_view(place, names, self.page.models.revisions(place))
-        points = [(run["name"], len(run["curves"]["train_loss"])) for run in shown["runs"]]
+        points = [(run["name"], len(run["curves"]["train_loss"]), run["floor"]) for run in shown["runs"]]
         state = str((points, len(shown["steps"]), shown.get("last"), shown.get("live")))
         timer = gr.Timer(active=bool(shown.get("live")))
         if state == drawn:

@@ -144,8 +144,17 @@ def training_view(runs: Sequence[Run], steps: Sequence[int], usable: Collection[
         for n in steps
     ]
     measures = (*CURVES, "learning_rate", "tokens_per_second", "expert_evenness")
-    drawn = [{"name": each.name, "curves": {key: each.curve(key) for key in measures}} for each in runs]
+    drawn = [
+        {"name": each.name, "curves": {key: each.curve(key) for key in measures}, "floor": drawn_floor(each)}
+        for each in runs
+    ]
     return {"runs": drawn, "steps": kept, "live": run.going_on(), "last": run.last_step, "max": run.max_steps}
+
+
+def drawn_floor(run: Run) -> float | None:
+    """The entropy of a run's text, where it is known and lies below the run's highest loss: else it is not its own."""
+    highest = max((row[key] for row in run.rows for key in CURVES if key in row), default=0.0)
+    return run.floor if run.floor is not None and run.floor < highest else None
 
 
 def head_view(run: Run, steps: Sequence[int], chosen: tuple[int, int] | None = None) -> dict | None:

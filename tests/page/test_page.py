@@ -44,6 +44,7 @@ def served_run(tmp_path_factory):
         maps = json.dumps(attention_json(["a", "<b>", "c"], maps))
         (run / "samples" / attention_file(n)).write_text(maps, encoding="utf-8")
     (run / "config.yaml").write_text("max_steps: 2000\n", encoding="utf-8")
+    (run / "run.json").write_text('{"evaluation": {"floor_loss": 0.2771}}', encoding="utf-8")
     picture = "![p](http://198.51.100.1/x.png)"
     (folder / "README.md").write_text(f"# The card\n{HOSTILE} {picture}\n", encoding="utf-8")
     blocks = create_page(Playground(ModelStore(str(folder), run.parent)))
@@ -493,6 +494,9 @@ def test_training_plays_and_a_step_can_be_used(page):
     sample = page.locator("#sample")
     playwright.expect(sample).to_have_text(f"sample 1000 {HOSTILE}")
     playwright.expect(page.locator("#training .chart").first).to_be_visible()
+    named = page.locator("#training .floor-name")  # in the chart of the loss alone
+    playwright.expect(named).to_have_text("entropy of the text, the best possible: 0.277")
+    playwright.expect(page.locator("#training line.floor")).to_have_count(1)
     slider = page.locator("#step")
     slider.focus()
     slider.press("ArrowLeft")

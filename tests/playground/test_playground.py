@@ -655,6 +655,34 @@ def test_runs_are_read_while_they_grow(tmp_path):
     assert shown["runs"][0]["curves"]["train_loss"] == curve
 
 
+@pytest.mark.parametrize(
+    ("record", "floor"),
+    [
+        ('{"evaluation": {"floor_loss": 0.277}}', 0.277),
+        ('{"evaluation": {"floor_loss": 1}}', 1.0),
+        ('{"evaluation": {"floor_loss": 4.5}}', None),  # above the loss that the run began with
+        ('{"evaluation": {"floor_loss": 0}}', None),
+        ('{"evaluation": {"floor_loss": -1}}', None),
+        ('{"evaluation": {"floor_loss": true}}', None),
+        ('{"evaluation": {"floor_loss": NaN}}', None),
+        ('{"evaluation": {"floor_loss": 1e999}}', None),
+        ('{"evaluation": {"floor_loss": "<b>1</b>"}}', None),
+        ('{"evaluation": {"floor_loss": [0.3]}}', None),
+        ('{"evaluation": [0.3]}', None),
+        ("[1]", None),
+        ('{"evaluation"', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_the_entropy_of_a_text_is_drawn_where_the_record_holds_one(tmp_path, record, floor):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "val_loss": 4}\n{"step": 9, "val_loss": 1.5}\n', encoding="utf-8"
+    )
+    (tmp_path / "run.json").write_text(record, encoding="utf-8")
+    (shown,) = training_view([read_run(tmp_path)], [], set())["runs"]
+    assert shown["floor"] == floor
+
+
 def test_runs_are_compared_in_numbers(folder, tmp_path):
     for n, loss in enumerate((2.0, 2.1, 1.0, 1.1)):
         run = tmp_path / "runs" / f"try-{n}<b>"

@@ -2,30 +2,34 @@
 //
 // The view `growth` below shows where one head looks at each of these steps; it follows the same slider and play button.
 //
-// {runs: [{name, curves: {train_loss: [[step, value]], val_loss, learning_rate, tokens_per_second, expert_evenness}}], steps: [{step,
-// note, text, usable}], live, last, max}
+// {runs: [{name, curves: {train_loss: [[step, value]], val_loss, learning_rate, tokens_per_second, expert_evenness}, floor}],
+// steps: [{step, note, text, usable}], live, last, max}
+// floor: the entropy of the run's text in nats per token, which no loss falls below in the long run; null where it is not known.
 (() => {
   const { views, make, svg, bytes, announce, viewOf, roving, headMap } = nanogpt;
   const NAMES = { train_loss: "training", val_loss: "validation", learning_rate: "learning rate", tokens_per_second: "tokens/s" };
+  const floorName = (floor) => `entropy of the text, the best possible: ${floor.toFixed(3)}`;
   const LEFT = 46, BOTTOM = 24, TOP = 10;
   const short = (n) => (n !== 0 && Math.abs(n) < 0.01 ? n.toExponential(1) : n >= 1e6 ? (n / 1e6).toFixed(1) + "M" : n >= 1e3 ? (n / 1e3).toFixed(1) + "k" : String(+n.toFixed(n < 1 ? 3 : 2)));
 
-  // Lines over steps: [{points: [[step, value]], name, style}], as one SVG with axes. `cursor` marks a step.
-  const chart = (lines, title, H, W) => {
+  // Lines over steps: [{points: [[step, value]], name, style}], as one SVG with axes. `cursor` marks a step, `floors` are
+  // values with a line across the chart and a label.
+  const chart = (lines, title, H, W, floors) => {
     const points = lines.flatMap((line) => line.points);
     if (!points.length) return null;
-    const last = Math.max(...points.map(([step]) => step), 1);
-    let least = Math.min(...points.map(([, value]) => value)), most = Math.max(...points.map(([, value]) => value));
+    const last = Math.max(...points.map(([step]) => step), 1), values = [...points.map(([, value]) => value), ...floors];
+    let least = Math.min(...values), most = Math.max(...values);
     if (most === least) [least, most] = [least - Math.abs(least) * 0.1 - 1e-9, most + Math.abs(most) * 0.1 + 1e-9];
     const x = (step) => LEFT + ((W - LEFT - 12) * step) / last, y = (value) => TOP + ((H - TOP - BOTTOM) * (most - value)) / (most - least);
     const label = (text, at) => { const t = svg("text", { class: "axis", ...at }); t.textContent = text; return t; };
-    const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `${title}: ${lines.map((line) => `${line.name} from ${short(line.points[0][1])} to ${short(line.points.at(-1)[1])}`).join("; ")}` });
+    const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": `${title}: ${lines.map((line) => `${line.name} from ${short(line.points[0][1])} to ${short(line.points.at(-1)[1])}`).concat(floors.map(floorName)).join("; ")}` });
     for (let n = 0; n <= 3; n++) {
       const value = least + ((most - least) * n) / 3;
       drawing.append(svg("line", { class: "rule", x1: LEFT, x2: W - 12, y1: y(value), y2: y(value) }), label(short(value), { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }));
     }
     drawing.append(label("step 0", { x: LEFT, y: H - 6 }), label(last.toLocaleString("en"), { x: W - 12, y: H - 6, "text-anchor": "end" }));
     for (const line of lines) drawing.append(svg("polyline", { class: `line ${line.style}`, points: line.points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ") }));
+    for (const floor of floors) drawing.append(svg("line", { class: "floor", x1: LEFT, x2: W - 12, y1: y(floor), y2: y(floor) }), label(floorName(floor), { x: LEFT + 6, y: y(floor) - 5, class: "axis floor-name" })); // at the left, where the loss is still high
     const cursor = svg("line", { class: "cursor", y1: TOP, y2: H - BOTTOM });
     drawing.append(cursor);
     drawing.moveTo = (step) => { cursor.setAttribute("x1", x(step)); cursor.setAttribute("x2", x(step)); };
@@ -36,8 +40,11 @@
     runs.flatMap((run, r) => keys.map((key, k) => ({ points: run.curves[key] ?? [], name: [runs.length > 1 || keys.length === 1 ? run.name : "", keys.length > 1 ? NAMES[key] : ""].filter(Boolean).join(": "), style: `run${r % 3} ${k === 0 && run.curves[keys[1]]?.length ? "thin" : ""}` })))
       .filter((line) => line.points.length);
 
-  const figure = (lines, title, H = 240, W = 640) => {
-    const drawing = chart(lines, title, H, W);
+  // The floors of the runs, each value once.
+  const floorsOf = (runs) => [...new Map(runs.filter((run) => Number.isFinite(run.floor)).map((run) => [run.floor.toFixed(3), run.floor])).values()];
+
+  const figure = (lines, title, H = 240, W = 640, floors = []) => {
+    const drawing = chart(lines, title, H, W, floors);
     if (!drawing) return null;
     const keys = lines.map((line) => make("span", "key", null, make("i", line.style), line.name));
     const made = make("figure", "", null, make("figcaption", "", null, make("b", "", title), ...keys), drawing);
@@ -50,7 +57,7 @@
     if (!data?.runs.length) return root.replaceChildren(...(data ? [make("p", "hint", "There is no training log beside this model.")] : []));
     const { runs, steps } = data, before = root.shown;
     const atEnd = !before || before.name !== runs[0].name || before.at >= before.count - 1;
-    const loss = figure(linesOf(runs, ["train_loss", "val_loss"]), "Loss, nats per token");
+    const loss = figure(linesOf(runs, ["train_loss", "val_loss"]), "Loss, nats per token", 240, 640, floorsOf(runs));
     const others = [figure(linesOf(runs, ["learning_rate"]), "Learning rate", 130, 320), figure(linesOf(runs, ["tokens_per_second"]), "Throughput, tokens per second", 130, 320), figure(linesOf(runs, ["expert_evenness"]), "Use of the experts, 1 is even", 130, 320)].filter(Boolean);
     const parts = [];
     if (data.live) parts.push(make("p", "live", `This run is going on: step ${data.last.toLocaleString("en")}${data.max ? " of " + data.max.toLocaleString("en") : ""}. The page follows it.`));
