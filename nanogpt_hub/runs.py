@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanogpt_hub.checkpoint import read_json
 
@@ -147,7 +147,7 @@ def is_attention(found: object) -> bool:
     return right and 0 < len(tokens) <= 256 and bool(heads) and shape == (found.get("layers"), found.get("heads"))
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15  # NaN is not
 
 

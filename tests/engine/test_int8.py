@@ -19,12 +19,7 @@ from nanogpt_hub.tokenizer import build_tokenizer
 FAMILIES = ["nanogpt", "gpt2", "pythia", "llama", "mixtral", "nanochat"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _has_int8():
-    try:
-        exact_levels()
-    except RuntimeError as error:
-        pytest.skip(f"no int8 kernel here: {error}")
+pytestmark = pytest.mark.usefixtures("int8_kernel")
 
 
 def tiny_model(preset: str = "gpt2", **overrides) -> GPT:

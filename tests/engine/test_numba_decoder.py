@@ -19,6 +19,7 @@ tuning = pytest.importorskip(
 )
 pytestmark = pytest.mark.usefixtures("compiled")
 ALL = [*DENSE, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
+IN_8_BITS, NAMED_INT8 = (pytest.param(p, marks=pytest.mark.usefixtures("int8_kernel")) for p in (True, "int8"))
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_the_pieces_are_as_exact_as_float32(kernels):
 
 @pytest.mark.parametrize("damaged", ["wte.weight", "h.0.attn.c_attn.weight", "h.2.mlp.c_fc.bias", "ln_f.weight"])
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [False, IN_8_BITS])
 @torch.inference_mode()
 def test_numbers_that_are_none_stay_so(damaged, rows, int8, compiled):
     model = make_gpt()
@@ -147,7 +148,7 @@ def test_many_at_the_same_time(threads):
     assert texts == {start: generate_naive(model, [start], config) for start in range(4)}
 
 
-@pytest.mark.parametrize("what", ["half", "int8", "strided", "adapter"])
+@pytest.mark.parametrize("what", ["half", NAMED_INT8, "strided", "adapter"])
 def test_what_is_not_theirs(what, compiled):
     model = make_gpt()
     cache = KVCache(model.config, 1)
@@ -164,6 +165,7 @@ def test_what_is_not_theirs(what, compiled):
     assert not compiled.supports(model, cache)
 
 
+@pytest.mark.usefixtures("int8_kernel")
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize(("name", "overrides"), ALL, ids=str)
 @torch.inference_mode()
@@ -186,6 +188,7 @@ def nearly(got: torch.Tensor, expected: torch.Tensor) -> None:
     assert (got - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.usefixtures("int8_kernel")
 @pytest.mark.parametrize("inputs", [1, 3, 64, 100, 3072])
 @pytest.mark.parametrize("lanes", [1, tuning.LANES])
 @pytest.mark.parametrize("levels", [127, 63])
