@@ -109,8 +109,9 @@ class Run:
     def __init__(self, text: Path, tokenizer: str, folder: Path, steps: int, batch_size: int = 64, processes: int = 1):
         self.out, self.peaks = folder / "run", {"trainer": 0, "tokenizing": 0}
         env = {**os.environ, "NANOGPT_HUB_CACHE": str(folder / "cache")}
+        # A fixed micro-batch: one process and two add the same gradients in the same order.
         flags = ["--data.source", str(text), "--data.tokenizer", tokenizer, "--max_steps", str(steps),
-                 "--batch_size", str(batch_size)]  # fmt: skip
+                 "--batch_size", str(batch_size), "--micro_batch_size", str(batch_size // 2)]  # fmt: skip
         launcher = LAUNCHER.format(processes).split() if processes > 1 else []
         command = [sys.executable, "-m", *launcher, "train.pretrain", *TINY, *flags, "--out_dir", str(self.out)]
         with open(folder / "log.txt", "ab") as log:
@@ -148,6 +149,14 @@ class Run:
                 with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
                     found[child] = child.cmdline()
         return found
+
+    def wait_somewhat(self, dice: random.Random) -> None:
+        """Until a moment at random: one time in four while it starts, else while it trains."""
+        before = self.steps()
+        training = dice.random() < 0.75
+        while training and self.process.poll() is None and self.steps() == before:
+            time.sleep(0.1)
+        time.sleep(dice.uniform(0, SOME_SECONDS))
 
     def kill_some(self, dice: random.Random) -> bool:
         """Kills the trainer, the tokenising processes, both, or of several trainers one, whose end the launcher makes
@@ -215,7 +224,7 @@ def killing(text: Path, tokenizer: str, folder: Path, n_kills: int, steps: int, 
         here.mkdir()
         run, killed_at = Run(text, tokenizer, here, steps, SMALL_BATCH, next(counts)), set()
         for done in range(kills):
-            time.sleep(dice.uniform(0.5, 2) * LEAST_SECONDS)
+            run.wait_somewhat(dice)
             if run.process.poll() is not None:
                 sys.exit(f"the run ended after {done} kills, at step {run.steps()}: more --steps\n{run.said()}")
             if run.kill_some(dice):
@@ -231,7 +240,7 @@ def killing(text: Path, tokenizer: str, folder: Path, n_kills: int, steps: int, 
     return [{**result, **differing} for result in results]
 
 
-LEAST_SECONDS = 8  # a kill comes after 0.5 to 2 times as many, before a trainer has started again or while it trains
+SOME_SECONDS = 5  # a kill comes at most so many after a trainer has started, or after it has done a step
 SMALL_BATCH = 4  # of a run that is killed, which then saves every few seconds, whatever its vocabulary
 
 

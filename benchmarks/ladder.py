@@ -3,7 +3,7 @@
     python -m benchmarks.ladder                         # on tinyshakespeare, which is downloaded
     python -m benchmarks.ladder --data.source stories   # or python: without a network
     python -m benchmarks.ladder --rungs 8,9             # only these, compared with the one before in the list
-    python -m benchmarks.ladder --data.source my.txt [any other option of train.pretrain]
+    python -m benchmarks.ladder --rungs 8 --max_steps 935    # any option of train.pretrain is passed on
 
 Every rung trains for 500 steps of 12 x 64 characters; the loss is that of the last evaluation. A row is printed as soon
 as its run has ended; all of them are kept in out/ladder/ladder.json.

@@ -19,7 +19,6 @@ tuning = pytest.importorskip(
 )
 pytestmark = pytest.mark.usefixtures("compiled")
 ALL = [*DENSE, ("gpt2", {"n_embd": 36}), ("pythia", {"activation": "relu2"})]
-IN_8_BITS, NAMED_INT8 = (pytest.param(p, marks=pytest.mark.usefixtures("int8_kernel")) for p in (True, "int8"))
 
 
 @pytest.fixture
@@ -84,9 +83,11 @@ def test_the_pieces_are_as_exact_as_float32(kernels):
 
 @pytest.mark.parametrize("damaged", ["wte.weight", "h.0.attn.c_attn.weight", "h.2.mlp.c_fc.bias", "ln_f.weight"])
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("int8", [False, IN_8_BITS])
+@pytest.mark.parametrize("int8", [False, True])
 @torch.inference_mode()
-def test_numbers_that_are_none_stay_so(damaged, rows, int8, compiled):
+def test_numbers_that_are_none_stay_so(damaged, rows, int8, compiled, request):
+    if int8:
+        request.getfixturevalue("int8_kernel")
     model = make_gpt()
     small = quantize_int8(model) if int8 else None
     if small and damaged != "h.0.attn.c_attn.weight":  # what is not in 8 bits is shared
@@ -148,8 +149,10 @@ def test_many_at_the_same_time(threads):
     assert texts == {start: generate_naive(model, [start], config) for start in range(4)}
 
 
-@pytest.mark.parametrize("what", ["half", NAMED_INT8, "strided", "adapter"])
-def test_what_is_not_theirs(what, compiled):
+@pytest.mark.parametrize("what", ["half", "int8", "strided", "adapter"])
+def test_what_is_not_theirs(what, compiled, request):
+    if what == "int8":
+        request.getfixturevalue("int8_kernel")
     model = make_gpt()
     cache = KVCache(model.config, 1)
     assert compiled.supports(model, cache)
