@@ -14,7 +14,7 @@ stream   instead of these: a text of so many megabytes that nobody has tokenised
 kills    instead of these: a run that tokenises beside the training is killed with SIGKILL so many times, at random
          moments, the trainer, the tokenising process or both; then it is let to its end. Its shards, its losses and its
          weights must be those of a run that was left alone, bit for bit. With --processes 1,2 the trainer is started as
-         one process and as two in turn, of which one or both are killed: then losses may differ by roundings, 1e-3 at most.
+         one process and as two in turn, of which one or both are killed: then losses differ by roundings, at most 1e-3.
 """
 
 import argparse
