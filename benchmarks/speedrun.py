@@ -8,7 +8,7 @@ whose validation loss (a mean over 240 random windows) is the one to reach; ours
 first step on, to the first evaluation (over the whole validation split) with that loss.
 
 --gpu takes nanoGPT's config/train_shakespeare_char.py as it is, the best of its losses and when it came, against
-configs/shakespeare_speedrun.yaml; compiling counts on both sides.
+configs/shakespeare_speedrun.yaml, which does not compile; that nanoGPT does counts.
 """
 
 import argparse

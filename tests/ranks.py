@@ -8,7 +8,9 @@ variables that a launcher sets. What such a process does, prints and dies of is 
 nothing was computed and no thread runs when it is forked.
 """
 
+import atexit
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -18,8 +20,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from helpers import own_package
 
@@ -91,13 +96,30 @@ def serve() -> None:
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
-def become(words: list[str], said: str, env: dict[str, str]) -> None:
-    """This process, just forked, runs a command and ends as Python does behind it."""
-    signal.alarm(SECONDS)
+def become(words: list[str], said: str, env: dict[str, str]) -> NoReturn:
+    """This process, just forked, runs a command, and ends without taking the libraries down, in which one hung."""
     for number, path in enumerate((os.devnull, said + ".out", said + ".err")):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    faulthandler.dump_traceback_later(SECONDS - 10, file=2)  # where it hangs
+    signal.alarm(SECONDS)
     os.environ.clear()
     os.environ.update(env)
+    status = 0
+    try:
+        run_command(words)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def run_command(words: list[str]) -> None:
     if words[0] == "-m":
         sys.argv = words[1:]
         sys.modules.pop(words[1], None)  # as if it had not been imported, of which runpy would warn
@@ -105,7 +127,6 @@ def become(words: list[str], said: str, env: dict[str, str]) -> None:
     else:
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")
-    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 
 A submission is a config. It is trained with each of the seeds, on the track's training text; then its *weights* are
 loaded from `last/` and measured on the whole validation text, which must be coded in no more bits per byte than the
-goal. The seconds are those of the run's own log, from the first step to the last one, evaluations included; the median
-over the seeds is the time. A record is a config under configs/ and its log under configs/records/.
+goal. The seconds are those of the run's own log, from the first step to the last one, evaluations included,
+compiling not; the median over the seeds is the time. A record is a config under configs/ and its log under
+configs/records/.
 """
 
 import argparse

@@ -154,6 +154,8 @@ class Trainer:
         self.say = tqdm.write if accelerator.is_main_process else lambda line: None
         self.world, self.rank = accelerator.num_processes, accelerator.process_index
         self.device = accelerator.device
+        # Where nothing has to be told to other processes, a GPU works while the next steps are prepared.
+        self.runs_ahead = self.device.type == "cuda" and self.world == 1 and accelerator.scaler is None
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.watchdog = Watchdog(60 * config.parallel.timeout_minutes + GRACE, lambda: say_lost(config))
         self.micro = micro_batch_size(config, gpt, self.world, self.precision, self.device.type)
@@ -261,9 +263,10 @@ class Trainer:
         cfg, p = self.config, self.progress
         self.recent.append(self.train_step())
         evaluate = p.step % cfg.eval.interval == 0 or p.step == cfg.max_steps
+        summary = self._summary() if evaluate or p.step % cfg.log_interval == 0 else {}
         evaluated = {"val_loss": self.evaluate()} if evaluate else {}
-        if evaluate or p.step % cfg.log_interval == 0:
-            self._log(bar, {**self._summary(), **evaluated})
+        if summary:
+            self._log(bar, {**summary, **evaluated})
         if evaluate:
             self._share_step()
         bar.update()
@@ -271,6 +274,7 @@ class Trainer:
 
     def _summary(self) -> dict:
         """The steps since the last log line as one row: loss and speed are their means."""
+        self._read_recent()
         steps, self.recent = self.recent, []
         speed = sum(step["n_targets"] for step in steps) / sum(step["seconds"] for step in steps)
         return {
@@ -281,8 +285,20 @@ class Trainer:
             "mfu": speed / self.world * self.flops / self.peak_flops,
         }
 
+    def _read_recent(self) -> None:
+        """Waits for the steps since the last log line, and checks them, where the GPU ran behind."""
+        if not self.runs_ahead or not self.recent:
+            return
+        start, first = time.perf_counter(), self.progress.step - len(self.recent)
+        for number, row in enumerate(self.recent):
+            self._check(row, first + number)
+        self.recent[-1]["seconds"] += time.perf_counter() - start
+
     def train_step(self) -> dict:
-        """One optimizer step; halves the micro-batch and tries again when memory runs out."""
+        """One optimizer step; halves the micro-batch and tries again when memory runs out.
+
+        Where the trainer `runs_ahead` the loss and the norm are tensors that are not computed yet.
+        """
         while True:
             start = time.perf_counter()
             try:
@@ -307,18 +323,19 @@ class Trainer:
         for i, (idx, targets) in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             with self._micro_step(last):
-                part = self.loss_of(idx.to(self.device), targets.to(self.device)) / n_targets
+                part = self.loss_of(self._put(idx), self._put(targets)) / n_targets
                 self.accelerator.backward(part * self.world)  # times world: gradients are the processes' mean
             loss += part.detach()
-        loss = float(self._sum(loss))
-        norm = self._clip(loss)
+        rate = scale * cfg.optim.learning_rate
+        row = {"train_loss": self._sum(loss), "learning_rate": rate, "grad_norm": self._clip(), "n_targets": n_targets}
+        if not self.runs_ahead:
+            self._check(row, p.step)
         self.optimizer.step()
         self._clear_gradients()
         self.whole_now = None
         p.step += 1
         p.tokens += n_targets
-        rate = scale * cfg.optim.learning_rate
-        return {"train_loss": loss, "learning_rate": rate, "grad_norm": norm, "n_targets": n_targets}
+        return row
 
     def _micro_step(self, last: bool) -> contextlib.AbstractContextManager:
         """Around a micro-batch. Gradients of a whole model are exchanged after the last one; those of a sharded model
@@ -333,25 +350,28 @@ class Trainer:
         for first in range(self.rank * size, B, size * self.world):
             yield self.data.batches.batch(step, B, rows=slice(first, first + size))
 
-    def _clip(self, loss: float) -> float:
-        """Clips the gradient and returns its norm; refuses to go on from a loss or gradient that is not finite."""
+    def _clip(self) -> Tensor:
+        """Clips the gradient and returns the norm that it had."""
         clip = self.config.optim.grad_clip or math.inf
-        scaled = self.accelerator.scaler is not None
-        if scaled:
+        if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
         grads = [local(p.grad) for p in self.trained if p.grad is not None]
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.sharded:  # each process has the norm of its rows
-            total = self._sum(total.square()).sqrt().to(self.device, total.dtype)
-        norm = float(total)
-        if norm > clip:
-            torch._foreach_mul_(grads, clip / (total + 1e-6))
-        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):  # a scaler skips such a step by itself
+            norm = self._sum(norm.square()).sqrt().to(self.device, norm.dtype)
+        if clip < math.inf and (self.runs_ahead or norm > clip):
+            torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1))
+        return norm
+
+    def _check(self, row: dict, step: int) -> None:
+        """Reads the loss and the norm of a step; refuses to go on where they are not finite."""
+        row["train_loss"], row["grad_norm"] = loss, norm = float(row["train_loss"]), float(row["grad_norm"])
+        skipped = self.accelerator.scaler is not None  # a scaler skips such a step by itself
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
             raise TrainingError(
-                f"loss {loss}, gradient norm {norm} at step {self.progress.step}: stopped before the update; try a "
+                f"loss {loss}, gradient norm {norm} at step {step}: stopped; try a "
                 f"lower learning rate, more warm-up, or --precision fp32. {safe_so_far(self.out)}"
             )
-        return norm
 
     def _clear_gradients(self) -> None:
         """As the optimizer's zero_grad, but for its marks for a profiler, which a small step would notice."""
@@ -399,7 +419,7 @@ class Trainer:
 
     def val_loss(self, idx: Tensor, targets: Tensor) -> float:
         """The summed loss of windows (B, T), without gradients."""
-        idx, targets = idx.to(self.device), targets.to(self.device)
+        idx, targets = self._put(idx), self._put(targets)
         with self.accelerator.autocast():
             return float(self.loss_of(idx, targets) if self.sharded else summed_loss(self.gpt, idx, targets))
 
@@ -485,6 +505,7 @@ class Trainer:
         self.saved_at = time.perf_counter()
         if self.saved is not None:
             return self.saved
+        self._read_recent()
         self.progress.seconds = self.saved_at - self.started
         self._save_state()
         self.saved = self._save_folder("last")
@@ -601,6 +622,12 @@ class Trainer:
         return bool(by_time or (cfg.interval and step and step % cfg.interval == 0))
 
     # ---- processes, memory, compilation ---------------------------------------------------------------------------
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; nothing waits for the copy to a GPU."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _sum(self, value: Tensor | float) -> Tensor:
         """The sum over all processes."""

@@ -1,5 +1,6 @@
 """The chunked loss and recomputed blocks against the plain ones, and the memory that they are there to save."""
 
+import math
 import platform
 import subprocess
 import sys
@@ -176,6 +177,11 @@ def test_small_logits_take_the_plain_path():
     assert loss.count_chunks(12 * 64, 65) == 1
     assert loss.count_chunks(12 * 1024, 50304) > 10
     assert loss.count_chunks(0, V) == 1
+
+
+def test_a_compiled_step_makes_more_logits_at_once():
+    counted = torch.compile(lambda: loss.count_chunks(12 * 1024, 50304), backend="eager", fullgraph=True)
+    assert counted() == math.ceil(loss.count_chunks(12 * 1024, 50304) / loss.COMPILED)
 
 
 class MostLogits(TorchDispatchMode):

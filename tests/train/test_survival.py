@@ -400,7 +400,7 @@ def test_going_on_with_another_learning_rate_is_said_recorded_and_told(half, tex
 def test_a_run_that_learned_nothing_does_not_end_with_a_best_model(text, tmp_path, capsys):
     assert run(text, tmp_path / "run", "--optim.learning_rate", "1e9") in (0, 1)
     out, err = capsys.readouterr()
-    assert "nothing was learned" in out or "stopped before the update" in err
+    assert "nothing was learned" in out or "stopped; try a lower learning rate" in err
     assert "best model:" not in out
     assert "best validation loss" not in out
 
