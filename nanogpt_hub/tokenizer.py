@@ -31,6 +31,7 @@ from tqdm import tqdm
 EOT = "<|endoftext|>"  # GPT-2's end of text, put between documents
 MAX_FILE_BYTES = 64 * 2**20  # the largest tokenizers in use (260,000 tokens) take half of it
 MAX_TOKEN_ID = 2**22  # a made-up id of four billion must not size an embedding table
+LEARNED_FROM = 50_000_000  # characters from which merges are learned: more hardly change them, and a stream has no end
 MAX_STEPS = 32  # of a normalizer or a decoder, those inside of others counted
 UNICODE_GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Lowercase": 3, "ByteLevel": 4, "BertNormalizer": 3}
 MAX_GROWTH = 512  # how many times longer a normalizer or a decoder may make a text; honest ones stay below 100
@@ -259,9 +260,9 @@ def build_tokenizer(spec: str, texts: Iterable[str] | Callable[[], Iterable[str]
     """A tokenizer by name, its vocabulary learned from `texts` where the kind has one to learn.
 
     spec: "char" (the characters of the texts), "byte" (256 ids), "bpe:N" (N ids, byte-level merges learned from the
-    texts; fewer if they are too small), "gpt2" (GPT-2's, by tiktoken) or the path of a folder or tokenizer.json. All
-    but char and bpe leave the texts unread. Raises ValueError for another spec or texts without a character, OSError
-    when GPT-2's vocabulary cannot be had.
+    first 50 million characters of the texts; fewer if they are too small), "gpt2" (GPT-2's, by tiktoken) or the path of
+    a folder or tokenizer.json. All but char and bpe leave the texts unread. Raises ValueError for another spec or texts
+    without a character, OSError when GPT-2's vocabulary cannot be had.
     """
     bpe = re.fullmatch(r"bpe:(\d{1,9})", spec)
     if spec == "char":
@@ -307,13 +308,22 @@ def _build_bpe(vocab_size: int, documents: Iterator[str]) -> Tokenizer:
         show_progress=sys.stderr.isatty(),  # in a log its bars are but empty lines
     )
     # Pieces of a long document: its words are all held at once otherwise, at a hundred bytes each.
-    pieces = (text[i : i + 2**20] for text in documents for i in range(0, len(text), 2**20))
+    pieces = (text[i : i + 2**20] for text in _beginning(documents, LEARNED_FROM) for i in range(0, len(text), 2**20))
     learner.train_from_iterator(pieces, trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
     if not merges:
         raise ValueError("there is no text to learn merges from")
     vocab = learner.get_vocab()
     return _build_byte_level([*LETTERS, *sorted(vocab.keys() - {*LETTERS}, key=vocab.__getitem__)], merges)
+
+
+def _beginning(documents: Iterable[str], n_characters: int) -> Iterator[str]:
+    """The documents up to so many characters, the last one cut there."""
+    for text in documents:
+        yield text[:n_characters]
+        n_characters -= len(text)
+        if n_characters <= 0:
+            return
 
 
 def _build_gpt2() -> Tokenizer:

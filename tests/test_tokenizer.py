@@ -208,6 +208,20 @@ def test_nothing_to_learn_from(spec):
         build_tokenizer(spec, [""])
 
 
+def test_merges_are_learned_from_the_beginning_of_a_long_text(monkeypatch):
+    monkeypatch.setattr(module, "LEARNED_FROM", 100)
+    read = []
+
+    def texts():
+        for text in ("ab " * 30, "cd " * 30, "ef " * 30):
+            read.append(text)
+            yield text
+
+    learned = build_tokenizer("bpe:300", texts)
+    assert learned.hash == build_tokenizer("bpe:300", ["ab " * 30, ("cd " * 30)[:10]]).hash
+    assert len(read) == 2
+
+
 def test_unknown_character_names_itself():
     char = build_tokenizer("char", "abc\n")
     for text, name, position in (

@@ -100,7 +100,7 @@ class DataConfig:
     config: str = ""  # configuration of a Hub dataset that has several
     split: str = "train"  # split of a Hub dataset
     revision: str = ""  # branch, tag or commit of a Hub dataset
-    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the text), gpt2, a folder or user/name
+    tokenizer: str = "bpe:1024"  # char, byte, bpe:N (learned from the first 50 MB), gpt2, a folder or user/name
     val_fraction: float = 0.1  # the last part of the token stream is kept for validation, of up to 2**24 tokens
     val_tokens: int = 2**20  # of a longer stream, its first tokens are: so many
     val_source: str = ""  # a source of its own for validation, instead of the last part

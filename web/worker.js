@@ -2,7 +2,7 @@
  * The model's own thread: loads a folder, writes, and shows what happens inside, so that the page never stands still.
  *
  * Messages from the page: { type, job, ... }, where `handlers` has the types and what each is given; the answers carry
- * the same `job`. A stop is heard between two tokens, and between the chunks of a long prompt.
+ * the same `job`. A stop is heard between two tokens, and between the chunks of a long prompt, some 60 times a second.
  */
 import { load_model } from "./checkpoint.js";
 import { count_parameters } from "./families.js";
@@ -12,6 +12,7 @@ import { look_inside } from "./lens.js";
 import { read_run, read_sample } from "./runs.js";
 
 const REPORT_EVERY = 40; // milliseconds between two messages with new tokens
+const LISTEN_EVERY = 16; // milliseconds between two looks for messages, which take longer than a token of a small model
 let loaded = null; // { folder, model, tokenizer, cached, ... }
 let writing = null; // the job of the generation that goes on
 let loading = null; // the AbortController of the load that goes on
@@ -62,8 +63,11 @@ const handlers = {
     writing = job;
     const { cached, tokenizer } = need_model(),
       ids = encode_prompt(tokenizer, prompt);
+    let listened = 0;
     const pause = async () => {
+      if (performance.now() - listened < LISTEN_EVERY) return;
       await breathe();
+      listened = performance.now();
       if (writing !== job) throw new Stopped();
     };
     post({ type: "prompt", job, tokens: ids.map((id) => ({ id, text: tokenizer.token_str(id) })) });
