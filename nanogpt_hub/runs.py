@@ -154,7 +154,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def max_steps(folder: Path) -> int | None:
     """How many steps the run was asked for; None where its config does not tell."""
     path = folder / "config.yaml"
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+    if not is_small(path):
         return None
     found = re.search(r"^max_steps: (\d{1,12})$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return int(found[1]) if found else None
@@ -163,7 +163,7 @@ def max_steps(folder: Path) -> int | None:
 def known_floor(folder: Path) -> float | None:
     """The entropy of a run's text in nats per token, as run.json tells it; None where it holds no such number."""
     path = folder / "run.json"
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+    if not is_small(path):
         return None
     try:
         evaluation = read_json(path).get("evaluation")
@@ -171,6 +171,11 @@ def known_floor(folder: Path) -> float | None:
         return None
     floor = evaluation.get("floor_loss") if isinstance(evaluation, dict) else None
     return float(floor) if is_number(floor) and floor > 0 else None
+
+
+def is_small(path: Path) -> bool:
+    """Whether there is such a file, of a size that a run's own have."""
+    return path.is_file() and path.stat().st_size <= MAX_BYTES
 
 
 def find_runs(root: str | Path | None) -> list[Path]:
