@@ -11,11 +11,11 @@ different tokens.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev, variance
 
-from nanogpt_hub.checkpoint import read_json
+from nanogpt_hub.checkpoint import read_config, read_json
 from nanogpt_hub.hub.plain_yaml import read_mapping
 from nanogpt_hub.runs import MAX_BYTES, Run, read_run
 from nanogpt_hub.system.readable import flatten
@@ -33,6 +33,10 @@ class Experiment:
     settings: dict[str, str]  # dotted names
     seed: str
     bits_per_byte: float | None  # per nat of loss; None where the run does not tell
+    shape: dict[str, str]  # the model's fields, as model.NAME, those too that the config leaves to the preset
+
+    def value(self, key: str) -> str:
+        return self.settings.get(key) or self.shape.get(key, "")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,16 @@ def read_experiment(folder: str | Path, name: str = "") -> Experiment:
     settings = {key: str(value) for key, value in flatten(written).items()}
     kept = {key: text for key, text in settings.items() if key.partition(".")[0] not in IGNORED}
     facts = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return Experiment(run, kept, settings.get("seed", ""), bits_per_nat(facts.get("evaluation")))
+    return Experiment(run, kept, settings.get("seed", ""), bits_per_nat(facts.get("evaluation")), shape_of(folder))
+
+
+def shape_of(folder: Path) -> dict[str, str]:
+    """The fields of a run's model; none where it has left no folder that can be read."""
+    try:
+        config = read_config(folder / "best", any_core=True)
+    except (ValueError, OSError):
+        return {}
+    return {f"model.{key}": str(value) for key, value in asdict(config).items()}
 
 
 def bits_per_nat(evaluation: object) -> float | None:
@@ -141,7 +154,7 @@ def compare(experiments: Sequence[Experiment]) -> Comparison:
     if in_bits and (silent := [e.run.name for e in experiments if e.bits_per_byte is None]):
         raise ValueError(f"the runs have different tokenizers, and {silent[0]} does not tell its bits per byte")
     keys = sorted({key for group in groups for key in group.members[0].settings})
-    values = {key: [group.members[0].settings.get(key, "") for group in groups] for key in keys}
+    values = {key: [group.members[0].value(key) for group in groups] for key in keys}
     ends = {axis: min(last(e.run, axis) for e in experiments) for axis in AXES}
     first = groups[0].losses("step", ends["step"], in_bits)
     verdicts = [verdict(group.name, first, group.losses("step", ends["step"], in_bits)) for group in groups[1:]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import make_model
 
 from nanogpt_hub import cli
 from nanogpt_hub.compare import compare, interval, read_experiment, two_sided, welch
@@ -33,6 +34,17 @@ def six(tmp_path) -> list[str]:
 def test_runs_that_differ_in_the_seed_alone_are_one_group(six):
     comparison = compare([*map(read_experiment, six)])
     assert [(group.name, len(group.members)) for group in comparison.groups] == [("gelu-1", 3), ("relu2-1", 3)]
+    assert comparison.differing == {"model.activation": ["gelu", "relu2"]}
+
+
+def test_a_field_that_a_config_leaves_to_the_preset_is_the_models(tmp_path):
+    told, silent = run(tmp_path / "told", [4.0, 3.0]), run(tmp_path / "silent", [4.0, 3.0])
+    config = Path(silent) / "config.yaml"
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("activation: gelu", "activation: null"), encoding="utf-8"
+    )
+    make_model(Path(silent) / "best", activation="relu2")
+    comparison = compare([read_experiment(told), read_experiment(silent)])
     assert comparison.differing == {"model.activation": ["gelu", "relu2"]}
 
 
