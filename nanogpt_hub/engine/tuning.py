@@ -72,9 +72,15 @@ def dot_of_bytes() -> str | None:
         return None
     sums = f"<{bits // 32} x i32>"
     for operand in (f"<{bits // 8} x i8>", sums):
-        declaration = f"declare {sums} @llvm.x86.avx512.vpdpbusd.{bits}({sums}, {operand}, {operand})"
+        name = f"@llvm.x86.avx512.vpdpbusd.{bits}"
+        declaration = f"declare {sums} {name}({sums}, {operand}, {operand})"
+        call = (
+            f"%r = call {sums} {name}({sums} %a, {operand} %b, {operand} %b)"  # of a mere declaration LLVM 20 takes any
+        )
         try:
-            module = binding.parse_assembly(declaration)
+            module = binding.parse_assembly(
+                f"{declaration}\ndefine {sums} @f({sums} %a, {operand} %b) {{\n{call}\nret {sums} %r\n}}"
+            )
             module.verify()
         except RuntimeError:
             continue
