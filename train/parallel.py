@@ -65,6 +65,9 @@ def shard(loss_of: nn.Module, gpt: GPT, device: torch.device, dtype: torch.dtype
     for layer in layers_of(gpt):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss_of, mesh=mesh)
+    if device.type == "cpu":  # gloo has no mean: PyTorch 2.8 took the sum for it
+        for module in (loss_of, *layers_of(gpt)):
+            module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # as in `reshard`
     loss_of.to_empty(device=device)
     tied(gpt)
     named = dict(gpt.named_parameters())

@@ -153,7 +153,8 @@ def test_a_sharded_run_goes_on_in_one_process(one, sharded, text, tmp_path, caps
 def test_transformers_loads_what_was_sharded(sharded, name):
     model, tokenizer = load_model(sharded / name / "best")
     assert bool(model.config.n_expert) == (name == "experts")
-    theirs = AutoModelForCausalLM.from_pretrained(sharded / name / "best").eval()
+    plain = {"experts_implementation": "eager"} if name == "experts" else {}  # PyTorch 2.8 lacks the other one's kernel
+    theirs = AutoModelForCausalLM.from_pretrained(sharded / name / "best", **plain).eval()
     assert (theirs.config.model_type == "mixtral") == (name == "experts")
     ids = torch.tensor([tokenizer.encode("the quick brown")])
     with torch.no_grad():
