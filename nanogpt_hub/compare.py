@@ -17,7 +17,7 @@ from statistics import mean, stdev, variance
 
 from nanogpt_hub.checkpoint import read_config, read_json
 from nanogpt_hub.hub.plain_yaml import read_mapping
-from nanogpt_hub.runs import MAX_BYTES, Run, read_run
+from nanogpt_hub.runs import Run, is_small, read_run
 from nanogpt_hub.system.readable import flatten
 
 LEVEL = 0.05  # a difference is beyond noise where chance alone makes one as large less often than this
@@ -99,7 +99,7 @@ def read_experiment(folder: str | Path, name: str = "") -> Experiment:
     if not any("val_loss" in row for row in run.rows):
         raise ValueError(f"{folder} is no run that was evaluated: it has no metrics.jsonl with a val_loss")
     path = folder / "config.yaml"
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+    if not is_small(path):
         raise ValueError(f"{folder} has no config.yaml, so nobody can say what was different; give a run's folder")
     written = read_mapping(path.read_text(encoding="utf-8"), "config.yaml")
     settings = {key: str(value) for key, value in flatten(written).items()}

@@ -9,13 +9,13 @@ import torch
 from accelerate.state import AcceleratorState
 from curves import losses, val_losses
 from safetensors.torch import load_file
+from steps import at_step, fail
 
 from nanogpt_hub import cli
 from nanogpt_hub.checkpoint import load_model
 from nanogpt_hub.generate import generate
 from train import finetune, pretrain
 from train.report import read_metrics
-from train.trainer import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: training on one is unproved"),
@@ -86,16 +86,9 @@ def test_experts_and_adapters(text, tmp_path):
 
 
 def test_a_stopped_run_goes_on(plain, text, tmp_path, monkeypatch):
-    step = Trainer._train_step
-
-    def stopped_at_13(self):
-        if self.progress.step == 13:
-            raise KeyboardInterrupt
-        return step(self)
-
     flags = [*EAGER, "--precision", "fp32"]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stopped_at_13)
+        at_step(patch, 13, fail(KeyboardInterrupt()))
         assert run(text, tmp_path / "run", *flags) == 130
     assert run(text, tmp_path / "run", *flags) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(plain), abs=1e-5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from curves import losses
+from steps import at_step, fail
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from nanogpt_hub.checkpoint import load_model
@@ -17,7 +18,6 @@ from train.hardware import flops_per_token, idle_parameters
 from train.lora import without_adapters
 from train.loss import recompute_blocks, summed_loss
 from train.report import read_metrics
-from train.trainer import Trainer
 
 CONFIG = GPTConfig.preset("mixtral", "1m", vocab_size=61, block_size=16, n_layer=2, n_head=2, n_embd=32, n_inner=24)
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -134,14 +134,7 @@ def test_the_balance_loss_evens_the_use_out(text, tmp_path):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(mixture, text, tmp_path, monkeypatch):
-    step = Trainer._train_step
-
-    def stopped_at_13(self):
-        if self.progress.step == 13:
-            raise trainer.TrainingError("stopped")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_train_step", stopped_at_13)
+    at_step(monkeypatch, 13, fail(trainer.TrainingError("stopped")))
     assert run(text, tmp_path / "run") == 1
     monkeypatch.undo()
     assert run(text, tmp_path / "run") == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from steps import at_step
 
 from nanogpt_hub.model import GPTConfig
 from nanogpt_hub.system.files import LEFTOVER, git_hash_of, remove_leftovers, replacing, sha256_of
@@ -59,17 +60,6 @@ def half(text, tmp_path, monkeypatch) -> Path:
         at_step(patch, 5, lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert run(text, tmp_path / "run") == 0
     return tmp_path / "run"
-
-
-def at_step(patch: pytest.MonkeyPatch, step: int, do) -> None:
-    real = Trainer._train_step
-
-    def stepping(self):
-        if self.progress.step == step:
-            do(self)
-        return real(self)
-
-    patch.setattr(Trainer, "_train_step", stepping)
 
 
 def measured(out: Path) -> list[dict]:
