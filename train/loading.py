@@ -22,7 +22,9 @@ from .data import (
     Batches,
     Data,
     EvalWindows,
+    content,
     StreamBatches,
+    tokens_sha256,
     summary,
     unigram_loss,
 )
@@ -106,7 +108,7 @@ def load_text(
     d, vocab_size, block_size = config.data, tokenizer.vocab_size, gpt.config.block_size
     corpus = first_part(source, tokenizer, config, tokenizing, quiet)
     corpus.check_vocab(gpt.config.vocab_size)
-    name, stream, first = corpus.manifest["source"]["name"], is_stream(corpus), 0
+    source_facts, stream, first = corpus.manifest["source"], is_stream(corpus), 0
     if choice := validation_choice(d):
         apart = first_part(choice.open(), tokenizer, config, tokenizing, quiet)
         train, val = corpus.tokens(), validation_of(apart, d)
@@ -132,8 +134,8 @@ def load_text(
         val=windows.read(),
         bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
         baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram_loss(known, val, vocab_size), **floor},
-        facts={"source": corpus.manifest["source"], **facts, "val_tokens": len(val)},
-        identity={"data": name, **identity},
+        facts={"source": source_facts, **facts, "val_tokens": len(val)},
+        identity={**identity, **content(source_facts, d.duplicates, tokens_sha256(known, val))},
         tokenizing=tokenizing,
     )
     return data, summary(corpus, train, val)

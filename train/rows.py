@@ -17,6 +17,7 @@ messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistan
 A row longer than the context loses the beginning of its prompt; an answer that is longer by itself loses its end.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,7 @@ from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import DataConfig, TrainConfig
-from .data import ALL, Data, Order, unigram_loss
+from .data import ALL, Data, Order, content, unigram_loss
 from .report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
@@ -383,7 +384,18 @@ def load_rows(
             "source": source.describe(), "rows": dict(counts), "train_tokens": train.n_targets,
             "val_tokens": val.n_targets,
         },
-        identity={"data": source.name, "train_tokens": train.n_targets},
+        identity={
+            "train_tokens": train.n_targets, **content(source.describe(), "", rows_sha256(train, val)),
+        },
+def rows_sha256(*parts: TokenRows) -> str:
+    """A hash of rows: their ids, which of them are learned, and where each row ends."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        for array in (rows.ids.astype("<u4"), rows.learned, rows.borders.astype("<i8")):
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
         question=encode.question if isinstance(encode, Conversations) else [],
     )  # fmt: skip
     return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)

@@ -28,7 +28,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 from .auditing import look_through
 from .budget import fix_steps, keep_recorded_steps, with_steps
 from .config import TrainConfig, parse
-from .data import Data
+from .data import TOKENS, Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
@@ -322,6 +322,11 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
     return lines
 
 
+    if TOKENS not in state["fixed"]:
+        lines.append(
+            "note: the state is of an earlier version, which does not tell its text from another one of the same name "
+            "and length"
+        )
 def prepare_folder(trainer: Trainer, parsed: Namespace, parser: Parser, fresh: bool) -> None:
     """Empties the run's folder of an earlier run's files, and stores the resolved config."""
     out = trainer.out
