@@ -147,6 +147,14 @@ def test_a_long_field_fits_into_a_csv(tmp_path):
 
 def test_a_folder_of_text_is_read_sorted_and_leaves_out_what_is_no_text(tmp_path):
     for name, data in {
+def test_a_row_of_too_many_cells_is_left_out_and_counted(tmp_path):
+    path = write(tmp_path / "a.csv", 'text,n\n"Hello, world",1\nfew\nHello, world,1\n')
+    source, reading = open_source(str(path), max_bad_rows=1), formats.Reading(1)
+    assert [text for text, ends in source.read(reading) if ends] == ["Hello, world", "few"]
+    (example,) = reading.bad_examples
+    assert example.startswith(f"{path}, line 4 has 3 cells, and the header names 2; ")
+
+
         "b.txt": "B", "a/z.py": "Z", "a/notes": "N", "data.json": '{"a": 1}',
         ".hidden": "h", ".git/config": "g", "picture.png": b"\x89PNG\0\0", "empty.txt": "",
     }.items():  # fmt: skip
@@ -284,6 +292,8 @@ BAD_FILES = {
     "column.csv": (b"txt,n\na,1\n", r"has no column 'text'; it has txt, n$"),
     "nothing.csv": (b"text,n\n", r"holds no text"),
     "number.jsonl": (b'{"text": 1}', r"line 1: column 'text' holds int, not text"),
+    "cells.csv": (b"text\nHello, world\n", r'line 2 has 2 cells, and the header names 1; put .* a comma in "quotes"$'),
+    "cells.tsv": (b"n\ttext\n1\tto\tbe\n", r'line 2 has 3 cells, and the header names 2; put .* a tab in "quotes"$'),
     "array.jsonl": (b'"text"\n', r"line 1: an object with columns was expected, not str"),
     "nested.jsonl": (b'{"text":' * 100_000, r"line 1: (JSON nested too deep|not valid JSON)"),
     "broken.jsonl": (b'\n{"text": "a"\n', r"line 2: not valid JSON \(Expecting ',' delimiter"),
