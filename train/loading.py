@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -49,10 +48,8 @@ def text_choice(d: DataConfig) -> SourceChoice:
 
 def validation_choice(d: DataConfig) -> SourceChoice | None:
     """The validation text, where it is not a part of the training text."""
-    if not (d.val_source or d.val_split):
-        return None
-    plain = replace(text_choice(d), mix={}, duplicates="ignore")
-    return replace(plain, source=d.val_source or d.source, split=d.val_split or d.split)
+    apart = d.validation()
+    return text_choice(apart) if apart else None
 
 
 def cache_folder(config: TrainConfig) -> Path:

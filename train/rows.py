@@ -410,21 +410,15 @@ def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:
 
 def open_rows_of(config: DataConfig) -> RowSource:
     """The rows to train on."""
-    return _open(config, config.source, config.split)
+    columns = {"completion": [config.prompt_column, config.completion_column], "messages": [config.messages_column]}
+    where = {"config": config.config, "split": config.split, "revision": config.revision}
+    return open_rows(config.source, columns[config.format], **where, encoding=config.encoding)
 
 
 def open_validation_rows(config: DataConfig) -> RowSource | None:
     """The rows to validate on, where they are not the last of the rows to train on."""
-    if not (config.val_source or config.val_split):
-        return None
-    return _open(config, config.val_source or config.source, config.val_split or config.split)
-
-
-def _open(config: DataConfig, source: str, split: str) -> RowSource:
-    pair = [config.prompt_column, config.completion_column]
-    columns = pair if config.format == "completion" else [config.messages_column]
-    where = {"config": config.config, "split": split, "revision": config.revision}
-    return open_rows(source, columns, **where, encoding=config.encoding)
+    apart = config.validation()
+    return open_rows_of(apart) if apart else None
 
 
 def summary(
