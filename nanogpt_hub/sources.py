@@ -41,7 +41,7 @@ from nanogpt_hub.corpus.formats import (
     suffix,
     texts_of,
 )
-from nanogpt_hub.system.files import replacing
+from nanogpt_hub.system.files import one_at_a_time, replacing
 
 __all__ = ["Reading", "Source", "SourceError", "cache_root", "open_source"]
 
@@ -281,7 +281,9 @@ def _open_url(url: str, form: Form) -> Source:
     file_name = re.sub(r"[^\w.-]", "_", unquote(parts.path.rsplit("/", 1)[-1])) or "index"
     path = cache_root() / "downloads" / _digest(url)[:16] / file_name
     if not path.exists():
-        _download(url, public, path)
+        with one_at_a_time(path):
+            if not path.exists():
+                _download(url, public, path)
     size = path.stat().st_size
     if size == 0:
         raise SourceError(f"{public} is empty; give the URL of a file with text in it")
@@ -293,7 +295,6 @@ def _download(url: str, public: str, path: Path) -> None:
     """Fetches url into path: written aside, renamed when whole. Errors name `public`, which holds no credentials."""
     import requests
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as aside, open(aside, "wb") as file:
             _fetch(url, public, file)

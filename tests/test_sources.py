@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -404,6 +406,21 @@ def test_a_url_is_downloaded_once_and_read_by_its_suffix(server, tmp_path):
         assert documents(f"{server.url}/a.txt") == [NASTY]
     assert documents(f"{server.url}/rows.parquet?download=true") == ROWS
     assert server.asked == ["/a.txt", "/rows.parquet?download=true"]
+
+
+def test_processes_that_need_a_url_at_once_download_it_once(server, monkeypatch):
+    server.answers = {"/a.txt": (200, {}, b"text")}
+    download, together = sources._download, threading.Barrier(3)
+
+    def when_all_do(*args) -> None:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1)
+        download(*args)
+
+    monkeypatch.setattr(sources, "_download", when_all_do)
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(documents, [f"{server.url}/a.txt"] * 3)] == [["text"]] * 3
+    assert server.asked == ["/a.txt"]
 
 
 def test_a_url_tells_no_secret(server):

@@ -20,7 +20,7 @@ from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
 from nanogpt_hub.system.devices import choose_device
-from nanogpt_hub.system.files import write_atomic
+from nanogpt_hub.system.files import one_at_a_time, write_atomic
 from nanogpt_hub.system.installed import command as hub_command
 from nanogpt_hub.system.installed import joined, pip_line, shown
 from nanogpt_hub.tokenizer import Tokenizer
@@ -45,7 +45,6 @@ from .processes import (
     launch_notes,
     lost_peer,
     on_main,
-    one_of_this_machine,
 )
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .rows import RowSource
@@ -117,11 +116,9 @@ def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
     if not parsed.config:
         check_own(parsed.resume, out, parser, argv)
-    with one_of_this_machine(out):
-        if read_facts(out / "state") is None:
-            print(f"fetching the training state of {parsed.resume} into {out}")
-            fetch_state(parsed.resume, out, clean=cleaner(out))
-            seal_fetched(out / "state")
+    if read_facts(out / "state") is None:
+        with one_at_a_time(out):
+            fetch_once(parsed.resume, out)
     if parsed.config:
         return config, parsed
     config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
@@ -131,6 +128,14 @@ def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list
 
 
 def run(
+def fetch_once(name: str, out: Path) -> None:
+    """Fetches a run's training state, unless another process has done so meanwhile."""
+    if read_facts(out / "state") is None:
+        print(f"fetching the training state of {name} into {out}")
+        fetch_state(name, out, clean=cleaner(out))
+        seal_fetched(out / "state")
+
+
     config: TrainConfig,
     parsed: Namespace,
     parser: Parser,
