@@ -21,10 +21,10 @@ from .data import (
     Batches,
     Data,
     EvalWindows,
-    content,
     StreamBatches,
-    tokens_sha256,
+    content,
     summary,
+    tokens_sha256,
     unigram_loss,
 )
 from .report import EVEN, FLOOR, UNIGRAM
@@ -36,7 +36,10 @@ TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.
 
 
 def open_source_of(config: TrainConfig) -> Source | RowSource:
-    return open_rows_of(config.data) if config.data.format != "text" else text_choice(config.data).open()
+    """What the run trains on. One process of the run looks at its beginning."""
+    if config.data.format != "text":
+        return open_rows_of(config.data)
+    return text_choice(config.data).open(look=PartialState().is_main_process)
 
 
 def text_choice(d: DataConfig) -> SourceChoice:
@@ -94,7 +97,7 @@ def start_tokenizing(config: TrainConfig, source: Source, tokenizer: Tokenizer) 
         return []
     d, cache = config.data, cache_folder(config)
     apart = validation_choice(d)
-    others = [Tokenizing(apart, apart.open(), tokenizer, cache)] if apart else []
+    others = [Tokenizing(apart, apart.open(look=PartialState().is_main_process), tokenizer, cache)] if apart else []
     return [*others, Tokenizing(text_choice(d), source, tokenizer, cache, d.workers)]
 
 
@@ -107,7 +110,7 @@ def load_text(
     corpus.check_vocab(gpt.config.vocab_size)
     source_facts, stream, first = corpus.manifest["source"], is_stream(corpus), 0
     if choice := validation_choice(d):
-        apart = first_part(choice.open(), tokenizer, config, tokenizing, quiet)
+        apart = first_part(choice.open(look=False), tokenizer, config, tokenizing, quiet)
         train, val = corpus.tokens(), validation_of(apart, d)
     elif stream:
         train, val, first = corpus.tokens().part(d.val_tokens), corpus.tokens().part(0, d.val_tokens), d.val_tokens

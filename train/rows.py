@@ -47,6 +47,7 @@ from nanogpt_hub.corpus.formats import (
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
+from nanogpt_hub.sources import OfflineError, find_commit, hub_dataset, load_hub
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import DataConfig, TrainConfig
@@ -101,7 +102,10 @@ def open_rows(
         if config or revision or split != "train":
             raise SourceError(f"config, split and revision belong to Hub datasets, but {source} is a file")
     else:
-        opened = _open_hub(source, config, split, revision)
+        dataset = hub_dataset(source, revision)
+        if dataset is None:
+            raise SourceError(f"there is no file {source}; give an existing one, or a Hub dataset (owner/name)")
+        opened = _open_hub(*dataset, config, split)
     where, first = next(iter(opened.read(Reading())), ("", None))
     if first is None:
         raise SourceError(f"{source} holds no rows: there is nothing to train on")
@@ -120,24 +124,15 @@ def _open_file(path: Path, encoding: str) -> RowSource:
     return RowSource("file", path.name, lambda reading: read_rows(path, reading, encoding=encoding), facts)
 
 
-def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    facts: dict[str, Any] = {"config": config, "split": split, "revision": revision}
+def _open_hub(name: str, revision: str, config: str, split: str) -> RowSource:
+    online, found = True, {"revision": revision}
     try:
-        info = HfApi().dataset_info(name, revision=revision or None)
-        facts |= {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
-    except (HTTPError, OSError, ValueError):
-        pass  # offline, or not there: the next line takes it from the cache, or says what is wrong
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split, revision=facts["revision"] or None)
-    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise SourceError(f"{name!r} is no file here, and as a Hub dataset it cannot be read: {reason}") from error
+        found = find_commit(name, revision)
+    except OfflineError:  # what an earlier run left in the cache may still serve
+        online = False
+    facts: dict[str, Any] = {"config": config, "split": split, **found}
     facts = {key: value for key, value in facts.items() if value}
+    rows = load_hub(name, config, split, facts.get("revision", ""), online, stream=False)
     return RowSource("hub", name, lambda reading: ((f"row {n}", row) for n, row in enumerate(rows, 1)), facts)
 
 
@@ -387,6 +382,11 @@ def load_rows(
         identity={
             "train_tokens": train.n_targets, **content(source.describe(), "", rows_sha256(train, val)),
         },
+        question=encode.question if isinstance(encode, Conversations) else [],
+    )  # fmt: skip
+    return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
+
+
 def rows_sha256(*parts: TokenRows) -> str:
     """A hash of rows: their ids, which of them are learned, and where each row ends."""
     digest = hashlib.sha256()
@@ -394,11 +394,6 @@ def rows_sha256(*parts: TokenRows) -> str:
         for array in (rows.ids.astype("<u4"), rows.learned, rows.borders.astype("<i8")):
             digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:16]
-
-
-        question=encode.question if isinstance(encode, Conversations) else [],
-    )  # fmt: skip
-    return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
 
 
 def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +27,14 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 from .auditing import look_through
 from .budget import fix_steps, keep_recorded_steps, with_steps
+from .commits import pinned
 from .config import TrainConfig, parse
 from .data import TOKENS, Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
 from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
-from .loading import load_data, open_source_of
+from .loading import cache_folder, load_data, open_source_of
 from .parallel import is_sharded
 from .plan import check_disk, memory_line
 from .processes import (
@@ -127,7 +128,6 @@ def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list
     return config, parsed
 
 
-def run(
 def fetch_once(name: str, out: Path) -> None:
     """Fetches a run's training state, unless another process has done so meanwhile."""
     if read_facts(out / "state") is None:
@@ -136,6 +136,7 @@ def fetch_once(name: str, out: Path) -> None:
         seal_fetched(out / "state")
 
 
+def run(
     config: TrainConfig,
     parsed: Namespace,
     parser: Parser,
@@ -153,6 +154,7 @@ def fetch_once(name: str, out: Path) -> None:
         if processes.is_main_process:  # (Accelerate's own print is one of each machine)
             print(without_secrets(line))
 
+    config = replace(config, data=on_main(lambda: pinned(config.data, cache_folder(config), say, state)))
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
     looked = look_through(config, source) if processes.is_main_process else None
@@ -320,6 +322,11 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
             "note: the state is of an earlier version, without hashes and settings: damage to its files, and settings "
             "that differ from its own, would not be noticed"
         )
+    if TOKENS not in state["fixed"]:
+        lines.append(
+            "note: the state is of an earlier version, which does not tell its text from another one of the same name "
+            "and length"
+        )
     if not (trainer.out / "best").exists():
         lines.append(f"note: {trainer.out / 'best'} is missing; the next evaluation writes one")
     if "log" in state and not (trainer.out / METRICS).is_file():
@@ -327,11 +334,6 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
     return lines
 
 
-    if TOKENS not in state["fixed"]:
-        lines.append(
-            "note: the state is of an earlier version, which does not tell its text from another one of the same name "
-            "and length"
-        )
 def prepare_folder(trainer: Trainer, parsed: Namespace, parser: Parser, fresh: bool) -> None:
     """Empties the run's folder of an earlier run's files, and stores the resolved config."""
     out = trainer.out
