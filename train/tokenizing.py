@@ -66,6 +66,7 @@ class Tokenizing:
         self.folder = corpus_folder(source, tokenizer, cache_dir)
         self.process: subprocess.Popen | None = None
         self.restarts, self._shards = 0, self._size()
+        self._failed: ValueError | OSError | None = None
         self._at_once: Callable[[], object] | None = None
         if self.complete:
             return
@@ -108,12 +109,25 @@ class Tokenizing:
         if self._at_once is not None:
             at_once, self._at_once = self._at_once, None
             at_once()
-        if self.process is None or (status := self.process.poll()) is None or self.complete:
+        self.revive()
+        if self._failed is not None:
+            raise self._failed
+
+    def revive(self) -> None:
+        """Starts the process again where it was killed, at once and not when its tokens are needed. What speaks against
+        that is for `check` to raise."""
+        process = self.process
+        if self._failed or process is None or (status := process.poll()) is None or self.complete:
             return
-        assert self.process.stdout is not None  # a pipe, see _start
-        said = self.process.stdout.read().strip()
+        try:
+            self._start_again(process, status)
+        except (ValueError, OSError) as error:
+            self._failed = error
+
+    def _start_again(self, ended: subprocess.Popen, status: int) -> None:
+        assert ended.stdout is not None  # a pipe, see _start
         if status == REFUSED:
-            raise ValueError(said)
+            raise ValueError(ended.stdout.read().strip())
         size = self._size()
         self.restarts = self.restarts + 1 if size == self._shards else 1
         self._shards = size
@@ -122,6 +136,7 @@ class Tokenizing:
                 f"the process that tokenises the text ended {self.restarts} times (exit status {status}) without "
                 "another shard; a smaller --data.workers needs less memory"
             )
+        ended.stdout.close()
         self._start()
 
     def close(self) -> None:

@@ -250,10 +250,17 @@ class Trainer:
     def _wait_for_data(self, interrupt: Interrupt) -> bool:
         """Waits, where the next step needs tokens that are not ready yet; False when the run shall end instead."""
         batches, step, B = self.data.batches, self.progress.step, self.config.batch_size
+        for one in self.data.tokenizing:
+            one.revive()
         if not batches.needs_more(step, B):
             return True
+
+        def ready() -> bool:
+            self.watchdog.beat()  # all processes answered when they last told each other what they see
+            return batches.ready(step, B)
+
         try:
-            return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
+            return wait_for(ready, self.data.tokenizing, lambda: interrupt.asked)
         except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
             self.save()
             raise

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nanogpt_hub import cli
 from nanogpt_hub.sources import SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train import data, loading, pretrain, shards, tokenizing
+from train import data, loading, pretrain, shards, tokenizing, trainer
 from train import prepare as prepare_command
 from train.data import LISTED, Order, Permutation, StreamBatches
 from train.shards import HEADER, LINES, MANIFEST, Corpus, Position, _ShardWriter, prepare
@@ -311,6 +311,22 @@ def test_a_process_that_is_killed_over_and_over_is_given_up(beside, rows, tmp_pa
         wait_for(lambda: False, [work], interval=0)
 
 
+def test_a_killed_process_is_started_again_before_its_tokens_are_needed(beside, rows, tmp_path):
+    work = begin(rows, tmp_path / "cache", max_bad_rows=1)
+    work.process.kill()
+    work.process.wait()
+    killed = work.process.pid
+    work.revive()
+    assert work.process.pid != killed
+    assert work.process.wait() == tokenizing.REFUSED
+    for _ in range(2):
+        work.revive()  # raises nothing: what is ready is trained on first
+    for _ in range(2):
+        with pytest.raises(ValueError, match="line 20: not valid JSON"):
+            work.check()
+    work.close()
+
+
 def test_waiting_ends_when_it_is_asked_to():
     assert wait_for(lambda: True, [])
     assert not wait_for(lambda: False, [], stop=lambda: True)
@@ -374,6 +390,9 @@ class Growing:
         if self.n_ready == len(self.lines):
             self.close()
 
+    def revive(self) -> None:
+        pass
+
     def close(self) -> None:
         (self.folder / LINES).write_bytes(b"".join(self.lines))
         self.manifest.write_bytes(self.facts)
@@ -411,6 +430,43 @@ def test_a_run_beside_the_tokenising_is_the_run_after_it(short_stream, tmp_path,
     assert weights(tmp_path / "beside") == weights(tmp_path / "after")
     facts = json.loads((tmp_path / "after" / "run.json").read_text())
     assert facts["data"]["train_tokens"] == len(Corpus(short_stream, build_tokenizer("byte", []))) - 60
+
+
+def test_a_process_that_waits_for_tokens_is_alive(short_stream, tmp_path, monkeypatch):
+    growing, beats = Growing(short_stream), []
+    check, beat = growing.check, trainer.Watchdog.beat
+    monkeypatch.setattr(growing, "check", lambda: beats.append("look") or check())
+    monkeypatch.setattr(trainer.Watchdog, "beat", lambda dog: beats.append("beat") or beat(dog))
+    monkeypatch.setattr(loading, "start_tokenizing", lambda *args: [growing])
+    assert run(tmp_path / "out") == 0
+    waited = beats[beats.index("beat") - 1 :]  # before it there is no watchdog
+    assert waited.count("look") > 3
+    assert waited == ["look", "beat"] * waited.count("look")
+
+
+KILLED_IN_A_WAIT = """
+import os, signal, sys
+from train import data, loading, pretrain, shards, trainer
+shards.SHARD_TOKENS, data.FIRST_GROUP, loading.FIRST_GROUP, loading.SMALL_TOKENS = 50, 40, 40, 100
+wait_for, looks = trainer.wait_for, []
+def waiting(ready, *others):
+    def look():
+        looks.append(ready())
+        if len(looks) == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(looks) > 9 and ready()
+    return wait_for(look, *others)
+trainer.wait_for = waiting
+sys.exit(pretrain.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_ends_while_all_wait_for_tokens_ends_the_others(ranks, short_stream, tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(KILLED_IN_A_WAIT)
+    done = ranks.run(str(script), *TINY, "--data.source", str(tmp_path / "a.txt"), "--out_dir", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: another process of this run has ended") == 1, done.stderr
 
 
 def test_a_run_that_had_to_stop_for_its_text_goes_on_exactly(short_stream, tmp_path, monkeypatch, capsys):
