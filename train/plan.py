@@ -98,6 +98,11 @@ def micro_batch_size(config: TrainConfig, gpt: GPT, world: int, precision: str, 
     return next(fitting, 1)
 
 
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest number up to `at_most` that divides `number`."""
+    return next(part for part in range(at_most, 0, -1) if number % part == 0)
+
+
 def memory_line(needed: int, device: str) -> str:
     """What a step takes of what there is, and a word where that is not enough."""
     have, here = memory_bytes(device), 1 if device == "cuda" else local_world_size()

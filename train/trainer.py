@@ -55,8 +55,8 @@ from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from .parallel import compile_layers, cut_as, is_sharded, local, reshard, shard, whole_model, whole_tensors
-from .plan import bytes_needed, micro_batch_size, save_bytes
-from .processes import GRACE, Watchdog, check_same, from_main, on_main, safe_so_far, say_lost
+from .plan import bytes_needed, largest_divisor, micro_batch_size, save_bytes
+from .processes import GRACE, Watchdog, check_same, from_main, least, on_main, safe_so_far, say_lost
 from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
 from .sharing import Sharing
@@ -158,7 +158,7 @@ class Trainer:
         self.runs_ahead = self.device.type == "cuda" and self.world == 1 and accelerator.scaler is None
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.watchdog = Watchdog(60 * config.parallel.timeout_minutes + GRACE, lambda: say_lost(config))
-        self.micro = micro_batch_size(config, gpt, self.world, self.precision, self.device.type)
+        self.micro = least(micro_batch_size(config, gpt, self.world, self.precision, self.device.type))
         check_same(fixed_settings(self), "settings or data")
         self.loss_of, self.optimizer, optimizer = self._prepare()
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
@@ -588,7 +588,9 @@ class Trainer:
         self.progress, self.recent = Progress(**{key: facts[key] for key in COUNTERS}), facts.get("recent", [])
         self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
         self.sample = self.sampler.read(self.out / "samples", self.progress.evaluated_step)
-        self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
+        if self.config.micro_batch_size == 0:  # what fitted before, and as many micro-batches in every process
+            part = self.config.batch_size // self.world
+            self.micro = largest_divisor(part, min(self.micro, facts["micro_batch_size"]))
         if not best_is_there:
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
         if self.sharing and self.progress.best_step > 0:
@@ -659,7 +661,7 @@ class Trainer:
                 f"out of memory at micro_batch_size {self.micro}: set a smaller --micro_batch_size, --model.block_size "
                 "or --model.size"
             ) from error
-        self.micro = next(m for m in range(self.micro // 2, 0, -1) if self.config.batch_size % m == 0)
+        self.micro = largest_divisor(self.config.batch_size, self.micro // 2)
         self._clear_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
