@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -41,7 +41,7 @@ from nanogpt_hub.sources import Reading, Source, cache_root
 from nanogpt_hub.system.files import remove_leftovers, write_atomic
 from nanogpt_hub.tokenizer import Tokenizer
 
-from .children import end_with_parent
+from .children import end_after
 
 HEADER, LINES, MANIFEST = "corpus.json", "shards.jsonl", "manifest.json"
 FORMAT = 2  # of the folder; a change makes a new cache entry
@@ -142,7 +142,9 @@ _worker_tokenizer: Tokenizer | None = None  # of an encoding process
 
 def _start_worker(json_text: str, config: dict | None) -> None:
     global _worker_tokenizer
-    end_with_parent(os.getppid())
+    parent = parent_process()
+    assert parent is not None  # multiprocessing has started this one
+    end_after(parent.join)
     _worker_tokenizer = Tokenizer(json_text, config)
 
 

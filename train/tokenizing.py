@@ -1,8 +1,9 @@
 """Tokenising in a process beside the training, and waiting for what it has ready.
 
-The process is `python -m train.tokenizing`; what to do comes as JSON on its standard input. It takes the lock of the
-corpus, so that of many runs only one tokenises a text at a time, and ends with the process that started it. Where it is
-killed, it is started again and goes on after the last shard that was ready (see train/shards.py).
+The process is `python -m train.tokenizing`; what to do comes as a line of JSON on its standard input, which stays open
+as long as the process that started it lives: at its end this one ends, too. It takes the lock of the corpus, so that of
+many runs only one tokenises a text at a time. Where it is killed, it is started again and goes on after the last shard
+that was ready (see train/shards.py).
 """
 
 import contextlib
@@ -10,18 +11,19 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from nanogpt_hub.corpus.duplicates import without_duplicates
 from nanogpt_hub.corpus.mixture import mix
 from nanogpt_hub.sources import Source, open_source
 from nanogpt_hub.tokenizer import Tokenizer
 
-from .children import end_with_parent
+from .children import end_after
 from .shards import LINES, corpus_folder, prepare
 
 IN_PROCESS_BYTES = 2**24  # a smaller source is tokenised by the training process itself, before a new one would start
@@ -79,7 +81,7 @@ class Tokenizing:
         json_text, config = tokenizer.__reduce__()[1]
         self.job = json.dumps({
             "choice": pinned, "folder": str(self.folder.resolve()), "tokenizer": json_text, "config": config,
-            "cache_dir": str(cache_dir), "workers": workers, "parent": os.getpid(),
+            "cache_dir": str(cache_dir), "workers": workers,
         })  # fmt: skip
         self._start()
 
@@ -95,13 +97,12 @@ class Tokenizing:
     def _start(self) -> None:
         # A session of its own: an interrupt at the terminal is for the training, which saves first.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as job:  # a pipe would make us wait until it is read
-            job.write(self.job)
-            job.seek(0)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.tokenizing"], stdin=job, stdout=subprocess.PIPE, text=True,
-                encoding="utf-8", start_new_session=True, env=environment,
-            )  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.tokenizing"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, encoding="utf-8", start_new_session=True, env=environment,
+        )  # fmt: skip
+        # In a thread: a long job is not taken until the process has imported what it needs.
+        threading.Thread(target=_send, args=(self.job, self.process.stdin), daemon=True, name="send-job").start()
 
     def check(self) -> None:
         """Starts the process again where it was killed. Raises ValueError where that does not help, and for text that
@@ -136,7 +137,7 @@ class Tokenizing:
                 f"the process that tokenises the text ended {self.restarts} times (exit status {status}) without "
                 "another shard; a smaller --data.workers needs less memory"
             )
-        ended.stdout.close()
+        _close_pipes(ended)
         self._start()
 
     def close(self) -> None:
@@ -144,9 +145,21 @@ class Tokenizing:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            _close_pipes(self.process)
             self.process = None
+
+
+def _send(job: str, stdin: IO[str]) -> None:
+    """Writes the job of a process, whose standard input stays open: its end would end the process."""
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or was closed
+        stdin.write(job + "\n")
+        stdin.flush()
+
+
+def _close_pipes(process: subprocess.Popen) -> None:
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(OSError):  # for what the process has not read
+            pipe.close()
 
 
 def wait_for(
@@ -193,8 +206,11 @@ def _summed(flags: list[bool]) -> list[int]:
 
 def main() -> int:
     """The process: reads its job, tokenises, and says in one sentence on standard output why it could not."""
-    job = json.load(sys.stdin)
-    end_with_parent(job["parent"])
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):  # nobody waits for it any more
+        return 1
+    job = json.loads(line)
+    end_after(lambda: os.read(sys.stdin.fileno(), 1))
     try:
         source = SourceChoice(**job["choice"]).open()
         tokenizer = Tokenizer(job["tokenizer"], job["config"])

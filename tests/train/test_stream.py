@@ -3,12 +3,17 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
+from helpers import own_package
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -325,6 +330,45 @@ def test_a_killed_process_is_started_again_before_its_tokens_are_needed(beside, 
         with pytest.raises(ValueError, match="line 20: not valid JSON"):
             work.check()
     work.close()
+
+
+def test_a_launcher_may_stand_between_the_processes(beside, rows, tmp_path, monkeypatch):
+    """As in a virtual environment on Windows, whose python.exe starts the interpreter and waits for it."""
+    launcher = tmp_path / "python"
+    launcher.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    work = begin(rows, tmp_path / "cache", max_bad_rows=10)
+    assert wait_for(lambda: work.complete, [work])
+    work.close()
+    assert work.restarts == 0
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from nanogpt_hub.tokenizer import build_tokenizer
+from train.tokenizing import SourceChoice, Tokenizing
+choice = SourceChoice("stories:level=1,size=1_000_000_000_000")
+work = Tokenizing(choice, choice.open(), build_tokenizer("byte", []), Path(sys.argv[1]), int(sys.argv[2]))
+print(work.folder, flush=True)
+time.sleep(10**6)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_process_ends_with_the_one_that_was_killed(tmp_path, workers):
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path), workers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own_package()) as trainer:
+        lock = FileLock(f"{trainer.stdout.readline().strip()}.lock")
+        while not (Path(lock.lock_file[:-5]) / HEADER).is_file():  # written by the one that holds the lock
+            assert trainer.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(Timeout):
+            lock.acquire(timeout=0)
+        trainer.kill()
+    with lock.acquire(timeout=120):
+        pass
 
 
 def test_waiting_ends_when_it_is_asked_to():
