@@ -171,16 +171,17 @@ def wait_for(
     """Waits until `ready` holds in every process of the run; returns False as soon as `stop` does in one.
 
     No process waits in a collective for another one that works: all of them look every `interval` seconds and tell
-    each other what they saw. Raises ValueError, in every process, where tokenising has failed.
+    each other what they saw. Raises ValueError, in every process, where tokenising has failed or `ready` raises one.
     """
     while True:
-        error = None
+        is_ready, error = False, None
         try:
             for one in tokenizing:
                 one.check()
+            is_ready = ready()
         except (ValueError, OSError) as failed:
             error = failed
-        n_ready, n_stop, n_failed, world = _summed([ready(), stop(), error is not None, True])
+        n_ready, n_stop, n_failed, world = _summed([is_ready, stop(), error is not None, True])
         if error is not None:
             raise error
         if n_failed:

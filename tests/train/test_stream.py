@@ -391,12 +391,15 @@ def slow():  # the two are not ready at the same time
     return asked > 3 + 3 * rank
 assert wait_for(slow, []) and asked == 7
 assert not wait_for(lambda: False, [], stop=lambda: rank == 1)
-try:
-    wait_for(lambda: False, [Broken()] if rank == 0 else [])
-except ValueError as error:
-    assert ("broken row" if rank == 0 else "another process of this run says why") in str(error)
-else:
-    raise AssertionError("nobody was told")
+def damaged():
+    raise ValueError("broken shard")
+for what, ready, tokenizing in (("row", lambda: False, [Broken()]), ("shard", damaged, [])):
+    try:
+        wait_for(ready, tokenizing) if rank == 0 else wait_for(lambda: True, [])
+    except ValueError as error:
+        assert (f"broken {what}" if rank == 0 else "another process of this run says why") in str(error)
+    else:
+        raise AssertionError("nobody was told")
 """
 
 
