@@ -14,13 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from nanogpt_hub.corpus.duplicates import without_duplicates
 from nanogpt_hub.corpus.mixture import mix
 from nanogpt_hub.sources import Source, open_source
+from nanogpt_hub.system.readable import reason
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .children import end_after
@@ -28,7 +30,9 @@ from .shards import LINES, corpus_folder, prepare
 
 IN_PROCESS_BYTES = 2**24  # a smaller source is tokenised by the training process itself, before a new one would start
 RESTARTS = 3  # of a process that was killed before it had another shard ready
-REFUSED = 2  # exit status: the data cannot be used, and standard output says why
+KILLED, REFUSED = 1, 2  # exit status: start it again; the data cannot be used, and standard output says why
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,42 +178,33 @@ def wait_for(
     each other what they saw. Raises ValueError, in every process, where tokenising has failed or `ready` raises one.
     """
     while True:
-        is_ready, error = False, None
+        is_ready, failed = False, ""
         try:
             for one in tokenizing:
                 one.check()
             is_ready = ready()
-        except (ValueError, OSError) as failed:
-            error = failed
-        n_ready, n_stop, n_failed, world = _summed([is_ready, stop(), error is not None, True])
-        if error is not None:
-            raise error
-        if n_failed:
-            from .processes import OtherProcessError
-
-            raise OtherProcessError("the data could not be tokenised; another process of this run says why")
-        if n_stop or n_ready == world:
-            return not n_stop
+        except (ValueError, OSError) as error:
+            failed = reason(error)
+        all_ready, all_stop, all_failed = zip(*_of_all((is_ready, stop(), failed)), strict=True)
+        if any(all_failed):
+            raise ValueError(next(filter(None, all_failed)))
+        if any(all_stop) or all(all_ready):
+            return not any(all_stop)
         time.sleep(interval)
 
 
-def _summed(flags: list[bool]) -> list[int]:
-    """How many processes of the run have each of the flags set."""
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
+def _of_all(seen: T) -> list[T]:
+    """What every process of the run has seen."""
+    from accelerate.utils import gather_object  # not in the process that tokenises: this imports PyTorch
 
-    state = PartialState()
-    if state.num_processes == 1:
-        return [int(flag) for flag in flags]
-    return reduce(torch.tensor(flags, dtype=torch.float32, device=state.device), "sum").int().tolist()
+    return gather_object([seen])
 
 
 def main() -> int:
     """The process: reads its job, tokenises, and says in one sentence on standard output why it could not."""
     line = sys.stdin.readline()
     if not line.endswith("\n"):  # nobody waits for it any more
-        return 1
+        return KILLED
     job = json.loads(line)
     end_after(lambda: os.read(sys.stdin.fileno(), 1))
     try:
@@ -220,8 +215,10 @@ def main() -> int:
         prepare(source, tokenizer, job["cache_dir"], quiet=True, workers=job["workers"])
     except (ValueError, OSError) as error:
         with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-            print(error, flush=True)
+            print(reason(error), flush=True)
         return REFUSED
+    except BrokenProcessPool:  # one of its workers was killed: as if it had been itself
+        return KILLED
     return 0
 
 

@@ -204,11 +204,14 @@ class Trainer:
     def fit(self) -> str:
         """Trains until max_steps and returns how it ended: "done", "early stop" or "interrupted".
 
-        Raises TrainingError when the loss is not finite, or what was learned cannot be written; what was saved before
-        stays as it was.
+        Raises TrainingError when the loss is not finite, the text cannot be read any further, or what was learned
+        cannot be written; what was saved before stays as it was.
         """
-        with disk_errors(self.out, self.save_bytes):
-            ended = self._fit()
+        try:
+            with disk_errors(self.out, self.save_bytes):
+                ended = self._fit()
+        except ValueError as error:
+            raise TrainingError(f"{error}. {safe_so_far(self.out)}") from error
         self.say(self._closing_line(ended))
         return ended
 
@@ -261,7 +264,7 @@ class Trainer:
 
         try:
             return wait_for(ready, self.data.tokenizing, lambda: interrupt.asked)
-        except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
+        except ValueError:  # the text cannot be read any further: what was learned from it so far is kept
             self.save()
             raise
 
