@@ -8,7 +8,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nanogpt_hub.system.readable import duration
 from train.config import make_parser, parse
-from train.cost import DEVICES, ROOM, TOKENS_PER_PARAMETER, Cost, cost_of
+from train.cost import DEVICES, TOKENS_PER_PARAMETER, Cost, cost_of
+from train.plan import ROOM
 
 PAGE = Path(__file__).with_name("scale.md")
 MARK = "<!-- made by docs/plans.py -->\n"

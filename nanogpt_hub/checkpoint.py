@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanogpt_hub.edits.core import CORE_FILE, RUNTIME, Core, running_core
+from nanogpt_hub.edits.core import CORE_FILE, IMPORTED, RUNTIME, Core, running_core
 from nanogpt_hub.edits.fingerprint import VERIFIED, digest, total
 from nanogpt_hub.families import (
     OWN_TYPE,
@@ -272,6 +272,8 @@ def check_core(content: Mapping[str, Any]) -> None:
         remedy = f"make the same changes again, the end of the {CORE_FILE} beside the weights tells them, or"
     else:
         remedy = f"put the {CORE_FILE} beside the weights in the place of nanogpt_hub/model.py, after reading it, or"
+        if IMPORTED in " ".join(theirs.changed):
+            remedy = f"make the modules anew that stand at the end of the {CORE_FILE}, and {remedy}"
     raise CoreError(f"{difference}: {remedy} take them as they are by --any-core, in Python any_core=True")
 
 

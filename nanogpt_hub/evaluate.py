@@ -36,6 +36,7 @@ class Evaluation:
     loss: float  # mean over the targets, nats per token
     tokens: int  # targets
     bytes: int  # of text behind the targets; end-of-text has none
+    engine: str = PLAIN.name  # what computed it: a slower one than was asked for where that does not know the model
 
     @property
     def perplexity(self) -> float:
@@ -74,12 +75,15 @@ def evaluate(
     rows = max(1, min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // model.config.block_size)
     rows = rows if engine is PLAIN else DECODED_ROWS
     found = islice(windows(token_stream(source, tokenizer), model.config.block_size), max_windows or None)
-    total, tokens, n_bytes = 0.0, 0, 0
+    total, tokens, n_bytes, used = 0.0, 0, 0, PLAIN.name
     size = None if max_windows else source.text_bytes
     with tqdm(total=size, unit="B", unit_scale=True, desc="evaluate", disable=quiet or None, delay=1) as bar:
         while batch := list(islice(found, rows)):
             idx, targets = to_batch(batch)
-            loss = batch_loss(model, idx, targets) if engine is PLAIN else decoded_loss(model, idx, targets, engine)
+            if engine is PLAIN:
+                loss = batch_loss(model, idx, targets)
+            else:
+                loss, used = decoded_loss(model, idx, targets, engine)
             count = sum(n for _, n in batch)
             total, tokens = total + loss * count, tokens + count
             new_bytes = int(lengths[targets[targets != IGNORE_INDEX]].sum())
@@ -88,7 +92,7 @@ def evaluate(
             bar.update(new_bytes)
     if not tokens:
         raise ValueError(f"{source.name} has fewer than two tokens: there is nothing to predict")
-    return Evaluation(total / tokens, tokens, n_bytes)
+    return Evaluation(total / tokens, tokens, n_bytes, used)
 
 
 def token_lengths(tokenizer: Tokenizer) -> np.ndarray:
@@ -142,8 +146,9 @@ def batch_loss(model: GPT, idx: Tensor, targets: Tensor) -> float:
     return loss.item()
 
 
-def decoded_loss(model: GPT, idx: Tensor, targets: Tensor, engine: Engine) -> float:
-    """As `batch_loss`, by the decoder of an engine: one token of each window after the other, from a KV cache."""
+def decoded_loss(model: GPT, idx: Tensor, targets: Tensor, engine: Engine) -> tuple[float, str]:
+    """As `batch_loss`, by the decoder of an engine, one token of each window after the other from a KV cache; and which
+    engine's decoder that was."""
     weight, total = model.wte.weight, 0.0
     with inference(model):
         cache = KVCache(model.config, len(idx), weight.device, weight.dtype, max_len=idx.size(1))
@@ -151,4 +156,4 @@ def decoded_loss(model: GPT, idx: Tensor, targets: Tensor, engine: Engine) -> fl
         for now, expected in zip(idx.to(weight.device).split(1, dim=1), targets.to(weight.device).T, strict=True):
             logits = decoder.head(decoder.hidden(now)[:, -1]).float()  # (B, V)
             total += F.cross_entropy(logits, expected, ignore_index=IGNORE_INDEX, reduction="sum").item()
-    return total / (targets != IGNORE_INDEX).sum().item()
+    return total / (targets != IGNORE_INDEX).sum().item(), decoder.engine

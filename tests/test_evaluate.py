@@ -150,3 +150,10 @@ def test_each_engine_measures_the_same(documents, every_engine):
     got = evaluate(model, tokenizer, documents, engine=engine)
     assert (got.tokens, got.bytes) == (expected.tokens, expected.bytes)
     assert got.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert got.engine == every_engine
+
+
+def test_the_engine_that_is_named_is_the_one_that_computed(documents, every_engine):
+    tokenizer = build_tokenizer("byte", [])
+    model = GPT(GPTConfig(tokenizer.vocab_size, 16, n_layer=1, n_head=1, n_embd=16, n_expert=2))  # none knows these
+    assert evaluate(model, tokenizer, documents, engine=open_engine(every_engine)).engine == "plain"

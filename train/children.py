@@ -2,15 +2,18 @@
 
 import os
 import threading
-import time
+from collections.abc import Callable
 
 
-def end_with_parent(parent: int, interval: float = 1.0) -> None:
-    """Ends this process soon after process `parent`, its parent, has ended, however that was killed."""
+def end_after(parent: Callable[[], object]) -> None:
+    """Ends this process as soon as `parent` returns, which waits in a thread until the one it works for has ended.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval)
+    A wait for what only that process holds open ends however it was killed. The parent's id would not tell: on Windows
+    it stays what it was, and in a virtual environment there it is a launcher's.
+    """
+
+    def wait() -> None:
+        parent()
         os._exit(1)  # what is half written stays half written: the next one goes on from the last whole shard
 
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    threading.Thread(target=wait, daemon=True, name="end-after-parent").start()

@@ -29,7 +29,7 @@ from .hardware import (
     parameter_bytes,
     training_bytes,
 )
-from .plan import count_parameters
+from .plan import ROOM, count_parameters
 
 PROG = f"python -m {__package__}.cost"  # as it is typed; `nanogpt-hub` gives its own
 MFU = 0.4  # of a GPU, where none is given: what well-tuned runs of this size reach
@@ -37,7 +37,6 @@ MFU_HERE = 0.5  # of the measured matrix rate, where the run is on this machine
 TOKENS_PER_PARAMETER = 20  # compute-optimal (arXiv:2203.15556)
 GPT2_VOCABULARY = 50257
 SMALL_ON_A_GPU = 50 * 10**6  # parameters, below which a step is too short to keep a GPU at work
-ROOM = 0.9  # of a device's memory; the rest is the runtime's own
 
 
 class Device(NamedTuple):
@@ -92,12 +91,13 @@ def vocabulary_size(config: TrainConfig) -> int:
 
 
 def memory_parts(
-    config: TrainConfig, shape: GPTConfig, n_params: int, micro: int, precision: str, shards: int = 1
+    config: TrainConfig, shape: GPTConfig, n_params: int, micro: int, precision: str, devices: int = 1
 ) -> dict[str, int]:
     """Bytes of a step on one device: what lies there for each parameter, and for the tokens of a micro-batch."""
     recompute = config.activation_checkpointing
-    whole = training_bytes(shape, n_params, micro, precision, recompute=recompute, shards=shards)
-    parts = parameter_bytes(shape, n_params, precision, shards)
+    shards, replicas = (devices, 1) if config.parallel.shard else (1, devices)
+    whole = training_bytes(shape, n_params, micro, precision, recompute, shards=shards, replicas=replicas)
+    parts = parameter_bytes(shape, n_params, precision, shards, replicas)
     return {**parts, f"activations of {micro} x {shape.block_size} tokens": whole - sum(parts.values())}
 
 
@@ -116,19 +116,19 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
         precision = "bf16" if config.precision == "auto" else config.precision
         rate, memory, usual = DEVICES[name].flops, DEVICES[name].memory, MFU
     n_params, each = count_parameters(shape), config.batch_size // devices
-    shards = devices if config.parallel.shard else 1
     tries = [micro for micro in range(each, 0, -1) if each % micro == 0] if not config.micro_batch_size else []
     micros = tries or [config.micro_batch_size]
     fitting = (
         parts
-        for parts in (memory_parts(config, shape, n_params, micro, precision, shards) for micro in micros)
+        for parts in (memory_parts(config, shape, n_params, micro, precision, devices) for micro in micros)
         if not memory or sum(parts.values()) <= ROOM * memory
     )
-    parts = next(fitting, None) or memory_parts(config, shape, n_params, micros[-1], precision, shards)
+    parts = next(fitting, None) or memory_parts(config, shape, n_params, micros[-1], precision, devices)
     tokens = config.max_steps * config.batch_size * shape.block_size
     flops = flops_per_token(shape, count_parameters(shape, embeddings=False)) * tokens
     seconds = flops / (devices * rate * (mfu or usual))
-    return Cost(n_params, tokens, flops, parts, seconds, devices, name, memory, sharded=shards > 1)
+    sharded = config.parallel.shard and devices > 1
+    return Cost(n_params, tokens, flops, parts, seconds, devices, name, memory, sharded)
 
 
 def lines(cost: Cost, mfu: float, price: float) -> Iterator[str]:

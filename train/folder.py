@@ -14,15 +14,14 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nanogpt_hub.checkpoint import read_header, read_json, weight_files
-from nanogpt_hub.system.files import remove_leftovers
-from nanogpt_hub.system.readable import size
+from nanogpt_hub.system.files import FULL, remove_leftovers
+from nanogpt_hub.system.readable import reason, size
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .state import PREVIOUS, STATE, find_whole
 
 LOCK = ".lock"
 OUTPUTS = ("best", "last", "state", "samples")  # of a run, beside its single files
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -149,13 +148,6 @@ def what_is_safe(out: Path) -> str:
     if (out / "best" / "config.json").is_file():
         return f"No training state was saved yet: the same command begins again; {out / 'best'} is whole"
     return "Nothing of this run was saved yet"
-
-
-def reason(error: BaseException) -> str:
-    """An error without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    return str(error)
 
 
 def error_number(error: BaseException) -> int | None:

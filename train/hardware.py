@@ -129,30 +129,35 @@ def training_bytes(
     recompute: bool = False,
     short_attention: bool = False,
     shards: int = 1,
+    replicas: int = 1,
 ) -> int:
     """An estimate of a training step's memory, without dropout: what is there for each parameter, token and logit.
 
     Parameters: see `parameter_bytes`. Tokens: what the blocks keep for the backward pass, or, where they `recompute`,
     their inputs and what one of them keeps. Logits: those of one chunk, their logarithmic softmax and its copies in the
-    precision of the products. shards: over how many devices the model is cut.
+    precision of the products. shards: over how many devices the model is cut; replicas: how many hold it whole.
     """
     tokens = micro_batch_size * config.block_size
     kept = bytes_kept_by_block(config, precision, short_attention)
     blocks = 4 * config.n_embd * config.n_layer + kept if recompute else kept * config.n_layer
     ends = 12 * config.n_embd  # the embedding, the last norm, and the gradient that comes back to it
     logits = 12 * config.vocab_size * tokens // count_chunks(tokens, config.vocab_size)
-    per_parameter = sum(parameter_bytes(config, n_params, precision, shards).values())
+    per_parameter = sum(parameter_bytes(config, n_params, precision, shards, replicas).values())
     return per_parameter + tokens * (blocks + ends) + logits
 
 
-def parameter_bytes(config: GPTConfig, n_params: int, precision: str, shards: int = 1) -> dict[str, int]:
-    """What a device holds for the parameters, by part: weights, gradients and two moments in fp32, and in half
-    precision a copy of the weights. Cut over `shards` devices, each part of these is one device's, and beside it lie
-    whole: the embeddings and the head with their gradients, and two blocks, of which one has its gradients.
+def parameter_bytes(
+    config: GPTConfig, n_params: int, precision: str, shards: int = 1, replicas: int = 1
+) -> dict[str, int]:
+    """What a device holds for the parameters, by part: weights, gradients and two moments in fp32, in half precision a
+    copy of the weights, and with several `replicas` the buckets in which they exchange gradients (DDP). Cut over
+    `shards` devices, each part of these is one device's, and beside it lie whole: the embeddings and the head with
+    their gradients, and two blocks, of which one has its gradients.
     """
     if shards == 1:
         parts = {"weights": 4 * n_params, "gradients": 4 * n_params, "optimizer": 8 * n_params}
-        return parts if precision == "fp32" else {**parts, f"weights in {precision}": 2 * n_params}
+        parts |= {} if precision == "fp32" else {f"weights in {precision}": 2 * n_params}
+        return parts | ({"gradient buckets": 4 * n_params} if replicas > 1 else {})
     part = -(-n_params // shards)
     tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.n_embd
     tables = min(n_params, tables + (config.block_size * config.n_embd if config.position == "learned" else 0))

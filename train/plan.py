@@ -17,6 +17,7 @@ from .hardware import choose_precision, local_world_size, memory_bytes, training
 from .parallel import is_sharded
 
 ENORMOUS = 2**62  # parameters, where their number cannot be computed
+ROOM = 0.9  # of a device's memory, for a step; the rest is the runtime's own
 
 
 def count_parameters(shape: GPTConfig, embeddings: bool = True) -> int:
@@ -66,7 +67,9 @@ def step_bytes(
         "recompute": config.activation_checkpointing,
         "short_attention": device == "cpu" and config.fast_cpu,
     }
-    return training_bytes(shape, trained, micro_batch_size, precision, **kept, shards=shards(config))
+    cut = shards(config)
+    replicas = PartialState().num_processes // cut
+    return training_bytes(shape, trained, micro_batch_size, precision, **kept, shards=cut, replicas=replicas)
 
 
 def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision: str, device: str) -> int:
@@ -77,8 +80,9 @@ def bytes_needed(config: TrainConfig, gpt: GPT, micro_batch_size: int, precision
 
 
 def micro_batch_size(config: TrainConfig, gpt: GPT, world: int, precision: str, device: str) -> int:
-    """Sequences per forward pass: as the config says, or as many as fit. On a GPU trying tells better than computing;
-    where memory is the machine's own, the system would end a run that takes too much.
+    """Sequences per forward pass: as the config says, or as many as fit. On a single GPU trying tells better than
+    computing. One of several processes cannot try: the others wait for it in the middle of a step. And where memory is
+    the machine's own, the system would end a run that takes too much.
 
     Raises ValueError when the batch does not divide evenly over the processes.
     """
@@ -88,14 +92,19 @@ def micro_batch_size(config: TrainConfig, gpt: GPT, world: int, precision: str, 
             f"batch_size {B} is not a multiple of {world} processes times micro_batch_size {max(1, asked)}"
         )
     most, have = B // world, memory_bytes(device)
-    if asked or device != "cpu" or not have:
+    if asked or not have or (device != "cpu" and world == 1):
         return asked or most
+    here = 1 if device == "cuda" else local_world_size()
     fitting = (
         micro for micro in range(most, 0, -1)
-        if most % micro == 0
-        and local_world_size() * bytes_needed(config, gpt, micro, precision, device) <= 0.9 * have
+        if most % micro == 0 and here * bytes_needed(config, gpt, micro, precision, device) <= ROOM * have
     )  # fmt: skip
     return next(fitting, 1)
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest number up to `at_most` that divides `number`."""
+    return next(part for part in range(at_most, 0, -1) if number % part == 0)
 
 
 def memory_line(needed: int, device: str) -> str:

@@ -10,12 +10,14 @@ a run may begin meanwhile. How many processes encode, --workers, changes nothing
 
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 from jsonargparse import Namespace
 
 from nanogpt_hub.hub.resolve import resolve
 from nanogpt_hub.sources import Source
+from nanogpt_hub.system.readable import reason
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .commits import pinned
@@ -36,8 +38,15 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     try:
         return prepare_all(config, parsed)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error)}", file=sys.stderr)
         return 2
+    except BrokenProcessPool:
+        print(
+            "error: one of the processes that encode was killed, as the system does where memory runs out; the same "
+            "command goes on from here, and a smaller --workers needs less memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from .config import TrainConfig
@@ -111,6 +111,11 @@ def on_main(work: Callable[[], T]) -> T:
     if failed_too is not None:
         raise OtherProcessError(failed_too)
     return result
+
+
+def least(value: int) -> int:
+    """The smallest of the processes' values, in every process; every process must call it."""
+    return min(gather_object([value]))
 
 
 def check_same(mine: dict[str, Any], what: str) -> None:

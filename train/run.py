@@ -23,6 +23,7 @@ from nanogpt_hub.system.devices import choose_device
 from nanogpt_hub.system.files import one_at_a_time, write_atomic
 from nanogpt_hub.system.installed import command as hub_command
 from nanogpt_hub.system.installed import joined, pip_line, shown
+from nanogpt_hub.system.readable import reason
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .auditing import look_through
@@ -32,7 +33,7 @@ from .config import TrainConfig, parse
 from .data import TOKENS, Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
-from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again, reason
+from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again
 from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
 from .loading import cache_folder, load_data, open_source_of
 from .parallel import is_sharded
@@ -190,13 +191,12 @@ def run(
 
 def train(trainer: Trainer, parsed: Namespace, parser: Parser, lock: RunLock, state: dict | None) -> list[str]:
     """The run itself, from the first thing that is written on. Returns what there is to say of it in the end."""
-    accelerator = trainer.accelerator
+    accelerator, batches, step = trainer.accelerator, trainer.data.batches, trainer.progress.step
+    wait_for(lambda: batches.ready(step, trainer.config.batch_size), trainer.data.tokenizing)
     if accelerator.is_main_process:
         with disk_errors(trainer.out, trainer.save_bytes):
             lock.claim()
             prepare_folder(trainer, parsed, parser, fresh=state is None)
-    batches, step = trainer.data.batches, trainer.progress.step
-    wait_for(lambda: batches.ready(step, trainer.config.batch_size), trainer.data.tokenizing)
     accelerator.init_trackers("nanogpt_hub", config=flat(asdict(trainer.config)))
     trainer.fit()
     accelerator.end_training()

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -38,10 +38,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from nanogpt_hub.sources import Reading, Source, cache_root
-from nanogpt_hub.system.files import remove_leftovers, write_atomic
+from nanogpt_hub.system.files import FULL, remove_leftovers, write_atomic
 from nanogpt_hub.tokenizer import EOT, Tokenizer
 
-from .children import end_with_parent
+from .children import end_after
 
 HEADER, LINES, MANIFEST = "corpus.json", "shards.jsonl", "manifest.json"
 FORMAT = 2  # of the folder; a change makes a new cache entry
@@ -142,7 +142,9 @@ _worker_tokenizer: Tokenizer | None = None  # of an encoding process
 
 def _start_worker(json_text: str, config: dict | None) -> None:
     global _worker_tokenizer
-    end_with_parent(os.getppid())
+    parent = parent_process()
+    assert parent is not None  # multiprocessing has started this one
+    end_after(parent.join)
     _worker_tokenizer = Tokenizer(json_text, config)
 
 
@@ -206,6 +208,19 @@ def dtype_of(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
+@contextlib.contextmanager
+def _disk_named(folder: Path) -> Iterator[None]:
+    """Says whose disk is full, and what to do about it: the system's error does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"cannot write tokens to {folder}: {error.strerror}. Make room, or choose another --data.cache_dir"
+        ) from error
+
+
 def prepare(
     source: Source, tokenizer: Tokenizer, cache_dir: Path | str | None = None, quiet: bool = False, workers: int = 1
 ) -> "Corpus":
@@ -213,11 +228,12 @@ def prepare(
 
     Several processes may call this at once: one works and the others wait; where it is killed another one goes on.
     quiet: no progress bar. workers: processes that encode. Raises ValueError for text that the source or the tokenizer
-    refuses; the shards that were ready by then stay.
+    refuses, OSError where the disk does; the shards that were ready by then stay.
     """
     folder = corpus_folder(source, tokenizer, cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with _disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")), _disk_named(folder):
         if not (folder / MANIFEST).is_file():
             _write_corpus(source, tokenizer, folder, quiet, workers)
     return Corpus(folder, tokenizer)

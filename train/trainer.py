@@ -55,8 +55,8 @@ from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from .parallel import compile_layers, cut_as, is_sharded, local, reshard, shard, whole_model, whole_tensors
-from .plan import bytes_needed, micro_batch_size, save_bytes
-from .processes import GRACE, Watchdog, check_same, from_main, on_main, safe_so_far, say_lost
+from .plan import bytes_needed, largest_divisor, micro_batch_size, save_bytes
+from .processes import GRACE, Watchdog, check_same, from_main, least, on_main, safe_so_far, say_lost
 from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
 from .sharing import Sharing
@@ -158,7 +158,7 @@ class Trainer:
         self.runs_ahead = self.device.type == "cuda" and self.world == 1 and accelerator.scaler is None
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.watchdog = Watchdog(60 * config.parallel.timeout_minutes + GRACE, lambda: say_lost(config))
-        self.micro = micro_batch_size(config, gpt, self.world, self.precision, self.device.type)
+        self.micro = least(micro_batch_size(config, gpt, self.world, self.precision, self.device.type))
         check_same({**fixed_settings(self), "bytes": text_bytes(data.facts["source"])}, "settings or data")
         self.loss_of, self.optimizer, optimizer = self._prepare()
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
@@ -204,11 +204,14 @@ class Trainer:
     def fit(self) -> str:
         """Trains until max_steps and returns how it ended: "done", "early stop" or "interrupted".
 
-        Raises TrainingError when the loss is not finite, or what was learned cannot be written; what was saved before
-        stays as it was.
+        Raises TrainingError when the loss is not finite, the text cannot be read any further, or what was learned
+        cannot be written; what was saved before stays as it was.
         """
-        with disk_errors(self.out, self.save_bytes):
-            ended = self._fit()
+        try:
+            with disk_errors(self.out, self.save_bytes):
+                ended = self._fit()
+        except ValueError as error:
+            raise TrainingError(f"{error}. {safe_so_far(self.out)}") from error
         self.say(self._closing_line(ended))
         return ended
 
@@ -250,11 +253,18 @@ class Trainer:
     def _wait_for_data(self, interrupt: Interrupt) -> bool:
         """Waits, where the next step needs tokens that are not ready yet; False when the run shall end instead."""
         batches, step, B = self.data.batches, self.progress.step, self.config.batch_size
+        for one in self.data.tokenizing:
+            one.revive()
         if not batches.needs_more(step, B):
             return True
+
+        def ready() -> bool:
+            self.watchdog.beat()  # all processes answered when they last told each other what they see
+            return batches.ready(step, B)
+
         try:
-            return wait_for(lambda: batches.ready(step, B), self.data.tokenizing, lambda: interrupt.asked)
-        except (ValueError, OSError):  # the text cannot be read any further: what was learned from it so far is kept
+            return wait_for(ready, self.data.tokenizing, lambda: interrupt.asked)
+        except ValueError:  # the text cannot be read any further: what was learned from it so far is kept
             self.save()
             raise
 
@@ -582,7 +592,9 @@ class Trainer:
         self.progress, self.recent = Progress(**{key: facts[key] for key in COUNTERS}), facts.get("recent", [])
         self.changes = [*facts.get("changes", []), *changes_between(facts, settings_now(self))]
         self.sample = self.sampler.read(self.out / "samples", self.progress.evaluated_step)
-        self.micro = min(self.micro, facts["micro_batch_size"]) if self.config.micro_batch_size == 0 else self.micro
+        if self.config.micro_batch_size == 0:  # what fitted before, and as many micro-batches in every process
+            part = self.config.batch_size // self.world
+            self.micro = largest_divisor(part, min(self.micro, facts["micro_batch_size"]))
         if not best_is_there:
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
         if self.sharing and self.progress.best_step > 0:
@@ -653,7 +665,7 @@ class Trainer:
                 f"out of memory at micro_batch_size {self.micro}: set a smaller --micro_batch_size, --model.block_size "
                 "or --model.size"
             ) from error
-        self.micro = next(m for m in range(self.micro // 2, 0, -1) if self.config.batch_size % m == 0)
+        self.micro = largest_divisor(self.config.batch_size, self.micro // 2)
         self._clear_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

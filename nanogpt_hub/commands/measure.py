@@ -34,12 +34,12 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if args.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in measured.items()}
         counts = {"tokens": result.tokens, "bytes": result.bytes, "max_windows": args.max_windows}
-        about = {"model": str(place), "data": source.describe(), "engine": engine.name}
+        about = {"model": str(place), "data": source.describe(), "engine": result.engine}
         print(json.dumps({**about, **numbers, **counts}, indent=2))
         return
     print(f"model          {place}")
     print(f"data           {source.name}")
-    print(f"engine         {engine.name}")
+    print(f"engine         {result.engine}")
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.4g}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")

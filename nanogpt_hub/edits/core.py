@@ -4,10 +4,11 @@
     core = running_core(model)   # the same, and what differs in this model: subclasses, replaced modules and methods
     faults(model.config)         # what generation, training and lens count on and this core does not keep
 
-What counts as an edit is told in fingerprint.py. Changes at run time, as a notebook makes them, are noticed where that
-is cheap: a class or a method of model.py that was replaced, a subclass of GPT or of a part of it, a module from
-elsewhere in a model, a `forward` set on one module. Not noticed are hooks, constants and defaults set at run time, a
-replaced `CausalSelfAttention.attend`, and what PyTorch itself computes.
+What counts as an edit is told in fingerprint.py; modules of one's own that model.py imports count with their text
+(imported.py). Changes at run time, as a notebook makes them, are noticed where that is cheap: a class or a method of
+model.py that was replaced, a subclass of GPT or of a part of it, a module from elsewhere in a model, a `forward` set on
+one module. Not noticed are hooks, constants and defaults set at run time, a replaced `CausalSelfAttention.attend`, and
+what PyTorch itself computes.
 """
 
 import contextlib
@@ -24,12 +25,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanogpt_hub import model as core_module
+from nanogpt_hub.edits import imported
 from nanogpt_hub.edits.fingerprint import NOT_FORWARD, VERIFIED, canonical, digest, parse, parts, total
 from nanogpt_hub.model import GPT, Block, GPTConfig, KVCache, MixtureOfExperts
 
 CORE_FILE = "model.py.txt"  # the edited model.py beside the weights: text, which nothing imports or executes
-LIBRARIES = {"torch", "peft", "nanogpt_hub"}  # whose modules are no change of the core
+LIBRARIES = {"torch", "peft"}  # whose modules are no change of the core
+OURS = {core_module.__name__, "nanogpt_hub.engine.int8"}  # nor are these
 RUNTIME = "at run time"  # behind the name of a part that no file holds
+IMPORTED = "imported"  # behind the name of a module of one's own that model.py imports
 
 
 def _read_source() -> str:
@@ -48,7 +52,7 @@ class Core(NamedTuple):
 
     fingerprint: str  # 16 hexadecimal digits
     changed: tuple[str, ...]  # the parts that differ from the verified core; () for the verified core itself
-    source: str  # the text of model.py, followed by what was replaced at run time
+    source: str  # the text of model.py, followed by what it imports and what was replaced at run time
 
     def __str__(self) -> str:
         what = f"edited: {', '.join(self.changed)}" if self.changed else "as verified"
@@ -58,8 +62,10 @@ class Core(NamedTuple):
 def running_core(model: nn.Module | None = None) -> Core:
     """The core of this process, or the one that computes `model`, whose modules may differ from the classes."""
     replaced = _replaced_code() | (_foreign_modules(model) if model is not None else {})
-    found = source_parts() | {f"{name} {RUNTIME}": digest(_tree_text(text)) for name, text in replaced.items()}
-    notes = [f"# ---- {name} was replaced at run time ----\n{text}" for name, text in sorted(replaced.items())]
+    texts = {f"{name} {IMPORTED}": text for name, text in _imported_modules().items()}
+    texts |= {f"{name} {RUNTIME}": text for name, text in replaced.items()}
+    found = source_parts() | {name: digest(_tree_text(text)) for name, text in texts.items()}
+    notes = [f"# ---- {name} ----\n{text}" for name, text in sorted(texts.items())]
     return Core(total(found), _changed(found, VERIFIED), "\n\n".join([SOURCE, *notes]))
 
 
@@ -77,6 +83,11 @@ def _changed(found: dict[str, str], verified: dict[str, str]) -> tuple[str, ...]
 def source_parts() -> dict[str, str]:
     """The parts of the model.py that runs here, each with its hash."""
     return parts(SOURCE)
+
+
+@functools.lru_cache(maxsize=1)
+def _imported_modules() -> dict[str, str]:
+    return imported.own_modules(SOURCE, core_module.__name__)
 
 
 # ---- changes at run time ----
@@ -128,10 +139,10 @@ def _same_code(a: Any, b: Any) -> bool:
 
 def _foreign_modules(model: nn.Module) -> dict[str, str]:
     """Modules in a model that are neither the core's nor a library's, and replaced `forward`s -> their source."""
-    foreign = {}
+    foreign, known = {}, OURS | _imported_modules().keys()
     for module in model.modules():
         kind, forward = type(module), vars(module).get("forward")
-        if kind.__module__.split(".")[0] not in LIBRARIES:
+        if kind.__module__.split(".")[0] not in LIBRARIES and kind.__module__ not in known:
             foreign[kind.__name__] = _source_of(kind)
         if kind.__module__ == core_module.__name__ and forward is not None and not _recomputes(module, forward):
             foreign[f"forward of a {kind.__name__}"] = _source_of(forward)
@@ -202,6 +213,15 @@ def faults(config: GPTConfig) -> list[str]:
 
     Tried on a random model of this config with two layers and a small vocabulary, on the CPU.
     """
+    apart = [
+        f"{name} is imported: move it into model.py, the one file that a Space or another user puts in place"
+        for name in _imported_modules()
+    ]
+    return apart + _broken_promises(config)
+
+
+def _broken_promises(config: GPTConfig) -> list[str]:
+    """Of what the methods of the model promise each other."""
     model = _random_model(replace(config, vocab_size=61, block_size=12, n_layer=2, dropout=0.0))
     idx = torch.arange(24).view(2, 12) * 7919 % 61
     whole = model.head(model.hidden(idx))  # (2, 12, 61)

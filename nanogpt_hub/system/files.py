@@ -8,6 +8,7 @@ Everything is written beside its place, synced to the disk and renamed. Standard
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 BLOCK = 2**22  # bytes read at a time
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors for want of room on a disk
 # What a killed process leaves: ours (files and folders written aside), and that of safetensors' own save_file.
 LEFTOVER = re.compile(r"\..+\.(tmp|saving)|\.tmp\w{6}")
 

@@ -1,5 +1,6 @@
 """Values as people read them, and nested settings by their dotted names.
 
+    reason(OSError(28, "No space left", "a"))                # "No space left: a"
     size(3_280_000), count(10_700_000), duration(5400)       # "3.3 MB", "10.7 million", "1.5 hours"
     flatten({"optim": {"name": "adamw"}})                    # {"optim.name": "adamw"}
 
@@ -32,6 +33,13 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
     return f"{seconds:.0f} seconds" if seconds >= 1 else "less than a second"
+
+
+def reason(error: BaseException) -> str:
+    """An error without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What a run will cost: the numbers of runs that are known, and the trainer's own estimate of memory."""
 
+from types import SimpleNamespace
+
 import pytest
 from helpers import ROOT
 
 from nanogpt_hub.model import GPT
-from train import cost
+from train import cost, plan
 from train.config import make_parser, parse
 from train.plan import step_bytes
 
@@ -32,11 +34,15 @@ def test_parameters_are_those_of_the_model():
     assert cost.count_parameters(model.config, embeddings=False) == model.num_params(embeddings=False)
 
 
-def test_memory_is_the_trainers_own_estimate():
+def test_memory_is_the_trainers_own_estimate(monkeypatch):
     config = config_of("--model.size=1m", "--data.tokenizer=byte", "--batch_size=8", "--precision=bf16")
     found = cost.cost_of(config, 1, "H100")
     shape = config.model.gpt_config(257)
     assert found.needed == step_bytes(config, shape, found.n_params, 8, "bf16", "cuda")
+    monkeypatch.setattr(plan, "PartialState", lambda: SimpleNamespace(num_processes=8))
+    found = cost.cost_of(config, 8, "H100")
+    assert found.needed == step_bytes(config, shape, found.n_params, 1, "bf16", "cuda")
+    assert found.parts["gradient buckets"] == 4 * found.n_params
     small = cost.cost_of(config_of(GPT2, "--micro_batch_size=0"), 8, "T4")
     assert small.needed < 0.9 * 16e9, "the largest micro-batch that fits"
 

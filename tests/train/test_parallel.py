@@ -149,6 +149,18 @@ def test_a_sharded_run_goes_on_in_one_process(one, sharded, text, tmp_path, caps
     assert losses(tmp_path / "half") == pytest.approx(losses(one / "muon"), abs=1e-6)
 
 
+def test_three_processes_began_what_two_go_on_with(ranks, text, tmp_path):
+    """Where memory decides, a micro-batch of three processes, 8 of 24, need not divide the 12 of two."""
+    flags = [*flags_of("adamw", text, tmp_path / "run"), "--batch_size", "24", "--micro_batch_size", "0"]
+    flags += ["--parallel.shard", "true", "--parallel.timeout_minutes", "1", "--eval.interval", "3"]
+    for n, steps, split in ((3, "3", "(1 x 8 a process)"), (2, "6", "(2 x 6 a process)")):
+        done = ranks.run(*PRETRAIN, *flags, "--max_steps", steps, n=n)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert split in done.stdout
+    assert pretrain.main([*flags, "--max_steps", "6", "--out_dir", str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw", "experts"])
 def test_transformers_loads_what_was_sharded(sharded, name):
     model, tokenizer = load_model(sharded / name / "best")
@@ -317,6 +329,7 @@ state = processes.init_processes(TrainConfig(), "cpu")
 rank = state.process_index
 assert processes.shared(["main", "other"][rank]) == "main"
 assert processes.on_main(lambda: rank) == 0
+assert processes.least(5 - rank) == 4
 try:
     processes.on_main(lambda: 1 / 0 if rank else (_ for _ in ()).throw(OSError("no disk")))
 except OSError as error:

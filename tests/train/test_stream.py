@@ -1,22 +1,30 @@
 """Training while the text is tokenised: shards that grow, batches that do not care, a process that may be killed."""
 
+import errno
+import io
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
+from helpers import own_package
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanogpt_hub import cli
 from nanogpt_hub.sources import SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
-from train import data, loading, pretrain, shards, tokenizing
+from train import data, loading, pretrain, shards, tokenizing, trainer
 from train import prepare as prepare_command
 from train.data import LISTED, TOKENS, Order, Permutation, StreamBatches, content, text_bytes
 from train.shards import HEADER, LINES, MANIFEST, Corpus, Position, _ShardWriter, prepare
@@ -312,6 +320,61 @@ def test_a_process_that_is_killed_over_and_over_is_given_up(beside, rows, tmp_pa
         wait_for(lambda: False, [work], interval=0)
 
 
+def test_a_killed_process_is_started_again_before_its_tokens_are_needed(beside, rows, tmp_path):
+    work = begin(rows, tmp_path / "cache", max_bad_rows=1)
+    work.process.kill()
+    work.process.wait()
+    killed = work.process.pid
+    work.revive()
+    assert work.process.pid != killed
+    assert work.process.wait() == tokenizing.REFUSED
+    for _ in range(2):
+        work.revive()  # raises nothing: what is ready is trained on first
+    for _ in range(2):
+        with pytest.raises(ValueError, match="line 20: not valid JSON"):
+            work.check()
+    work.close()
+
+
+def test_a_launcher_may_stand_between_the_processes(beside, rows, tmp_path, monkeypatch):
+    """As in a virtual environment on Windows, whose python.exe starts the interpreter and waits for it."""
+    launcher = tmp_path / "python"
+    launcher.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    work = begin(rows, tmp_path / "cache", max_bad_rows=10)
+    assert wait_for(lambda: work.complete, [work])
+    work.close()
+    assert work.restarts == 0
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from nanogpt_hub.tokenizer import build_tokenizer
+from train.tokenizing import SourceChoice, Tokenizing
+choice = SourceChoice("stories:level=1,size=1_000_000_000_000")
+work = Tokenizing(choice, choice.open(), build_tokenizer("byte", []), Path(sys.argv[1]), int(sys.argv[2]))
+print(work.folder, flush=True)
+time.sleep(10**6)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_process_ends_with_the_one_that_was_killed(tmp_path, workers):
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path), workers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own_package()) as trainer:
+        lock = FileLock(f"{trainer.stdout.readline().strip()}.lock")
+        while not (Path(lock.lock_file[:-5]) / HEADER).is_file():  # written by the one that holds the lock
+            assert trainer.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(Timeout):
+            lock.acquire(timeout=0)
+        trainer.kill()
+    with lock.acquire(timeout=120):
+        pass
+
+
 def test_waiting_ends_when_it_is_asked_to():
     assert wait_for(lambda: True, [])
     assert not wait_for(lambda: False, [], stop=lambda: True)
@@ -332,12 +395,15 @@ def slow():  # the two are not ready at the same time
     return asked > 3 + 3 * rank
 assert wait_for(slow, []) and asked == 7
 assert not wait_for(lambda: False, [], stop=lambda: rank == 1)
-try:
-    wait_for(lambda: False, [Broken()] if rank == 0 else [])
-except ValueError as error:
-    assert ("broken row" if rank == 0 else "another process of this run says why") in str(error)
-else:
-    raise AssertionError("nobody was told")
+def damaged():
+    raise ValueError("broken shard")
+for what, ready, tokenizing in (("row", lambda: False, [Broken()]), ("shard", damaged, [])):
+    try:
+        wait_for(ready, tokenizing) if rank == 0 else wait_for(lambda: True, [])
+    except ValueError as error:
+        assert str(error) == f"broken {what}"
+    else:
+        raise AssertionError("nobody was told")
 """
 
 
@@ -375,6 +441,9 @@ class Growing:
         if self.n_ready == len(self.lines):
             self.close()
 
+    def revive(self) -> None:
+        pass
+
     def close(self) -> None:
         (self.folder / LINES).write_bytes(b"".join(self.lines))
         self.manifest.write_bytes(self.facts)
@@ -399,6 +468,10 @@ def weights(out: Path) -> bytes:
     return (out / "last" / "model.safetensors").read_bytes()
 
 
+def everything(out: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 def test_a_run_beside_the_tokenising_is_the_run_after_it(short_stream, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "after") == 0
     assert "60 to validate" in capsys.readouterr().out
@@ -414,15 +487,57 @@ def test_a_run_beside_the_tokenising_is_the_run_after_it(short_stream, tmp_path,
     assert facts["data"]["train_tokens"] == len(Corpus(short_stream, build_tokenizer("byte", []))) - 60
 
 
+def test_a_process_that_waits_for_tokens_is_alive(short_stream, tmp_path, monkeypatch):
+    growing, beats = Growing(short_stream), []
+    check, beat = growing.check, trainer.Watchdog.beat
+    monkeypatch.setattr(growing, "check", lambda: beats.append("look") or check())
+    monkeypatch.setattr(trainer.Watchdog, "beat", lambda dog: beats.append("beat") or beat(dog))
+    monkeypatch.setattr(loading, "start_tokenizing", lambda *args: [growing])
+    assert run(tmp_path / "out") == 0
+    waited = beats[beats.index("beat") - 1 :]  # before it there is no watchdog
+    assert waited.count("look") > 3
+    assert waited == ["look", "beat"] * waited.count("look")
+
+
+KILLED_IN_A_WAIT = """
+import os, signal, sys
+from train import data, loading, pretrain, shards, trainer
+shards.SHARD_TOKENS, data.FIRST_GROUP, loading.FIRST_GROUP, loading.SMALL_TOKENS = 50, 40, 40, 100
+wait_for, looks = trainer.wait_for, []
+def waiting(ready, *others):
+    def look():
+        looks.append(ready())
+        if len(looks) == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(looks) > 9 and ready()
+    return wait_for(look, *others)
+trainer.wait_for = waiting
+sys.exit(pretrain.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_ends_while_all_wait_for_tokens_ends_the_others(ranks, short_stream, tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(KILLED_IN_A_WAIT)
+    done = ranks.run(str(script), *TINY, "--data.source", str(tmp_path / "a.txt"), "--out_dir", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: another process of this run has ended") == 1, done.stderr
+
+
 def test_a_run_that_had_to_stop_for_its_text_goes_on_exactly(short_stream, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "whole") == 0
     growing = Growing(short_stream, fail_at=5)
     with monkeypatch.context() as patch:
         patch.setattr(loading, "start_tokenizing", lambda *args: [growing])
-        assert run(tmp_path / "parts") == 2
-    assert "error: line 99 is broken" in capsys.readouterr().err
+        assert run(tmp_path / "parts") == 1
     step = json.loads((tmp_path / "parts" / "state" / "state.json").read_text())["step"]
     assert 0 < step < 24
+    assert f"error: line 99 is broken. Safe is the training state of step {step}: the" in capsys.readouterr().err
+    kept = everything(tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "start_tokenizing", lambda *args: [Growing(short_stream, fail_at=4)])
+        assert run(tmp_path / "parts", "--max_steps", "23") == 2  # it waits in vain for what comes before that step
+    assert everything(tmp_path / "parts") == kept
     assert run(tmp_path / "parts") == 0
     assert f"resuming at step {step}" in capsys.readouterr().out
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
@@ -474,3 +589,42 @@ def test_prepare_does_it_ahead_and_says_what_there_is(rows, tmp_path, monkeypatc
     assert prepare_command.main([*flags, "--data.max_bad_rows", "10"]) == 0  # the limit is not what is read
     assert prepare_command.main(["--data.format", "messages"]) == 2
     assert "only text is prepared" in capsys.readouterr().err
+
+
+class KillsWorkers(ProcessPoolExecutor):
+    """Whatever it is given, its process ends."""
+
+    def submit(self, *_) -> Future:
+        return super().submit(os._exit, 9)
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    def sync(file) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards, "_sync", sync)
+
+
+def test_a_full_disk_is_named(no_room, rows, tmp_path, capsys):
+    flags = ["--data.source", str(rows), "--data.tokenizer", "byte", "--data.cache_dir", str(tmp_path / "cache")]
+    assert prepare_command.main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"error: cannot write tokens to {tmp_path / 'cache'}" in said
+    assert said.endswith(": No space left on device. Make room, or choose another --data.cache_dir\n")
+
+
+def test_a_killed_worker_is_no_traceback(small, rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", KillsWorkers)
+    flags = ["--data.source", str(rows), "--data.tokenizer", "byte", "--data.cache_dir", str(tmp_path / "cache")]
+    assert prepare_command.main([*flags, "--workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "error: one of the processes that encode was killed" in said
+    job = {"choice": {"source": str(rows), "max_bad_rows": 10}, "cache_dir": str(tmp_path / "cache"), "workers": 2}
+    source, tokenizer = open_source(str(rows)), build_tokenizer("byte", [])
+    job["tokenizer"], job["config"] = tokenizer.__reduce__()[1]
+    job["folder"] = str(shards.corpus_folder(source, tokenizer, tmp_path / "cache").resolve())
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job) + "\n"))
+    monkeypatch.setattr(tokenizing, "end_after", lambda parent: None)
+    assert tokenizing.main() == tokenizing.KILLED  # and the run starts it again
+    assert capsys.readouterr().out == ""

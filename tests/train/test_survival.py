@@ -18,6 +18,7 @@ from steps import at_step
 from nanogpt_hub.model import GPTConfig
 from nanogpt_hub.system.files import LEFTOVER, git_hash_of, remove_leftovers, replacing, sha256_of
 from train import hardware, plan, pretrain, state, trainer
+from train.config import TrainConfig
 from train.data import TOKENS
 from train.folder import RunLock, error_number
 from train.plan import count_parameters
@@ -443,3 +444,14 @@ def test_a_batch_is_split_so_that_it_fits_the_memory(text, tmp_path, monkeypatch
     monkeypatch.setattr(pretrain, "check_fits", lambda *_: None)
     assert run(text, tmp_path / "run", "--max_steps", "1") == 0
     assert "(2 x 2 a process)" in capsys.readouterr().out
+
+
+def test_several_gpus_take_what_fits_by_the_estimate(monkeypatch):
+    monkeypatch.setattr(plan, "bytes_needed", lambda config, gpt, micro, *_: micro * 10)
+    monkeypatch.setattr(plan, "memory_bytes", lambda _: 50)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    devices = [(1, "cuda"), (2, "cuda"), (2, "cpu")]
+    config = TrainConfig(batch_size=16)
+    assert [plan.micro_batch_size(config, None, world, "fp32", device) for world, device in devices] == [16, 4, 2]
+    config = TrainConfig(batch_size=16, micro_batch_size=8)
+    assert [plan.micro_batch_size(config, None, world, "fp32", device) for world, device in devices] == [8, 8, 8]
