@@ -31,6 +31,21 @@ def pinned(d: DataConfig, cache: Path, say: Callable[[str], None], state: dict |
     return replace(d, source=source, revision=d.revision if source == d.source else "", val_source=apart, mix=mix)
 
 
+def with_commits(mine: DataConfig, main: DataConfig) -> DataConfig:
+    """A process's own settings, its paths among them, with the commits that the main process has found."""
+    at = {name.rpartition("@")[0]: name for name in (main.source, main.val_source, *main.mix) if hub_dataset(name)}
+
+    def found(source: str) -> str:
+        dataset = hub_dataset(source)
+        return at.get(dataset[0], source) if dataset else source
+
+    source = main.source if hub_dataset(mine.source) else mine.source
+    revision = main.revision if source == main.source else mine.revision
+    apart = main.val_source if hub_dataset(mine.val_source) else mine.val_source
+    mix = {found(name): weight for name, weight in mine.mix.items()}
+    return replace(mine, source=source, revision=revision, val_source=apart, mix=mix)
+
+
 def commits_of(state: dict) -> dict[str, str]:
     """The commits that the run of a training state reads, by the names of the datasets."""
     fixed = state.get("fixed", {})
