@@ -10,6 +10,7 @@ a file is dropped. What a first look can tell (a missing file, a misspelt column
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -41,9 +42,9 @@ from nanogpt_hub.corpus.formats import (
     suffix,
     texts_of,
 )
-from nanogpt_hub.system.files import replacing
+from nanogpt_hub.system.files import one_at_a_time, replacing
 
-__all__ = ["Reading", "Source", "SourceError", "cache_root", "open_source"]
+__all__ = ["OfflineError", "Reading", "Source", "SourceError", "cache_root", "open_source"]
 
 PIECE_CHARS = 2**20  # a longer document is handed out in pieces of at most so many characters
 LISTED_FILES = 10  # of a folder's files that are in another encoding, so many are named
@@ -127,16 +128,18 @@ def open_source(
     revision: str = "",
     encoding: str = UTF_8,
     max_bad_rows: int = 0,
+    look: bool = True,
 ) -> Source:
     """Opens a source of text and takes a first look at it. Raises SourceError, one sentence, where that fails.
 
     source: a path to a file (.jsonl, .json, .parquet, .csv and .tsv hold rows with a `text_column`; anything else is
     one document of text; .gz, .bz2, .xz and .zst around them are opened), a folder of such files, an http(s) URL of a
     file, "python" for the standard library of the running interpreter, "stories" for very short stories from a grammar
-    (see `parse_stories` for what may follow), or the name of a Hub dataset, for which `config`, `split` and `revision`
-    count. An existing path wins over the other readings.
+    (see `parse_stories` for what may follow), or the name of a Hub dataset, as owner/name or owner/name@revision, for
+    which `config`, `split` and `revision` count. An existing path wins over the other readings.
     encoding: of files that are not UTF-8, by Python's name for it. max_bad_rows: rows that cannot be read are left out
-    and counted, up to so many; but the first one has to be good.
+    and counted, up to so many; but the first one has to be good. look: without it, what cannot be read is an error when
+    it is read. So it is, with it, of a Hub dataset at a commit while the Hub cannot be reached: its tokens may be here.
     """
     source, form = str(source), Form(text_column, check_encoding(encoding))
     if re.fullmatch(r"https?://.+", source, re.IGNORECASE):
@@ -149,8 +152,8 @@ def open_source(
         found = _open_python()
     elif source.partition(":")[0] == "stories":
         found = _open_stories(source)
-    elif _may_be_hub_id(source):
-        found = _open_hub(source, text_column, config, split, revision)
+    elif dataset := hub_dataset(source, revision):
+        found = _open_hub(*dataset, text_column, config, split, look)
     else:
         raise SourceError(
             f"there is no file or folder {source!r}; give an existing path, an http(s) URL, a Hub dataset "
@@ -161,9 +164,17 @@ def open_source(
             f"config, split and revision belong to Hub datasets, but {source!r} is a source of kind {found.kind}; "
             "leave them out"
         )
-    if next(found.pieces(), None) is None:  # looks through the first document, or the first PIECE_CHARS of it
+    if look and _is_empty(found):
         raise SourceError(f"{source} holds no text: there is nothing to train on")
     return replace(found, max_bad_rows=max_bad_rows)
+
+
+def _is_empty(source: Source) -> bool:
+    """Looks through the first document, or the first PIECE_CHARS of it, where it can be reached."""
+    try:
+        return next(source.pieces(), None) is None
+    except OfflineError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -281,7 +292,9 @@ def _open_url(url: str, form: Form) -> Source:
     file_name = re.sub(r"[^\w.-]", "_", unquote(parts.path.rsplit("/", 1)[-1])) or "index"
     path = cache_root() / "downloads" / _digest(url)[:16] / file_name
     if not path.exists():
-        _download(url, public, path)
+        with one_at_a_time(path):
+            if not path.exists():
+                _download(url, public, path)
     size = path.stat().st_size
     if size == 0:
         raise SourceError(f"{public} is empty; give the URL of a file with text in it")
@@ -293,7 +306,6 @@ def _download(url: str, public: str, path: Path) -> None:
     """Fetches url into path: written aside, renamed when whole. Errors name `public`, which holds no credentials."""
     import requests
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as aside, open(aside, "wb") as file:
             _fetch(url, public, file)
@@ -396,32 +408,39 @@ def _read_stories(level: int, seed: int, size: int, reading: Reading) -> Chunks:
 # ---- the Hub ---------------------------------------------------------------------------------------------------------
 
 FILE_SUFFIXES = {".txt", ".md", ".text", ".log", ".py", ".html", ".zip", ".bin", *UNPACKERS, *ROW_FORMATS}
+COMMIT = re.compile(r"[0-9a-f]{40}")  # what is read at a commit never changes
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([\w./-]+))?", re.ASCII)
 
 
-def _may_be_hub_id(source: str) -> bool:
-    """`name` or `owner/name`, and not what is plainly meant as a file."""
-    well_formed = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source, re.ASCII)
-    return bool(well_formed) and Path(source).suffix.lower() not in FILE_SUFFIXES
+class OfflineError(SourceError):
+    """The Hub cannot be reached, and what was asked for is in no cache here."""
 
 
-def _open_hub(name: str, column: str, config: str, split: str, revision: str) -> Source:
-    found = _hub_facts(name, revision)
-    revision = found.get("revision", revision)
-    rows = _load_hub(name, config, split, revision, online=bool(found))
-    begin = rows.state_dict() if hasattr(rows, "state_dict") else None
-    facts = {"config": config, "split": split, "revision": revision, **found}
-    facts = {key: value for key, value in facts.items() if value}
-    fingerprint = _digest("hub", name, config, split, revision, column)
-    return Source("hub", name, fingerprint, partial(_read_hub, rows, begin, name, column), facts)
+def hub_dataset(source: str, revision: str = "") -> tuple[str, str] | None:
+    """(name, revision) of the Hub dataset that a source names, as owner/name or owner/name@revision; None for another
+    kind of source, and for what is plainly meant as a file. Raises SourceError for two revisions."""
+    found = HUB_NAME.fullmatch(source)
+    if not found or source in ("python", "stories") or Path(source).expanduser().exists():
+        return None
+    if {Path(source).suffix.lower(), Path(found[1]).suffix.lower()} & FILE_SUFFIXES:
+        return None
+    if found[2] and revision not in ("", found[2]):
+        raise SourceError(f"{source!r} names a revision, and {revision!r} is asked for too: give one of them")
+    return found[1], found[2] or revision
 
 
-def _hub_facts(name: str, revision: str) -> dict:
-    """The commit that `revision` stands for, and the licence; nothing where the Hub cannot be reached."""
+def find_commit(name: str, revision: str = "") -> dict[str, str]:
+    """The commit that a branch, tag or commit of a Hub dataset stands for now, as `revision`, and its `license`.
+
+    Raises OfflineError where the Hub cannot be reached, SourceError where there is no such thing or the Hub fails.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from nanogpt_hub.hub.resolve import TIMEOUT, explain, with_retries
 
     try:
-        info = HfApi().dataset_info(name, revision=revision or None)
+        info = with_retries(lambda: HfApi().dataset_info(name, revision=revision or None, timeout=TIMEOUT))
     except RepositoryNotFoundError as error:
         raise SourceError(
             f"{name!r} is neither a file or folder here nor a dataset on the Hub that you may read; check the "
@@ -429,9 +448,36 @@ def _hub_facts(name: str, revision: str) -> dict:
         ) from error
     except RevisionNotFoundError as error:
         raise SourceError(f"the Hub dataset {name} has no branch, tag or commit {revision!r}") from error
-    except (HTTPError, OSError):  # offline: what an earlier run left in the cache may still serve
-        return {}
-    return {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
+    except HfHubHTTPError as error:
+        raise SourceError(explain(error, name, revision, doing=f"look up the dataset {name}")) from error
+    except (HTTPError, OSError) as error:
+        raise OfflineError(f"the Hub cannot be reached to look up the dataset {name}") from error
+    facts = {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
+    return {key: value for key, value in facts.items() if value}
+
+
+def _open_hub(name: str, revision: str, column: str, config: str, split: str, look: bool) -> Source:
+    """Asks the Hub nothing where the commit is given and no look is wanted: the rows are opened when they are read."""
+    found: dict[str, str] = {}
+    online = True
+    try:
+        if look or not COMMIT.fullmatch(revision):
+            found = find_commit(name, revision)
+    except OfflineError:  # what an earlier run left in the cache may still serve
+        online = False
+    facts = {"config": config, "split": split, "revision": revision, **found}
+    facts = {key: value for key, value in facts.items() if value}
+    commit = facts.get("revision", "")
+
+    @functools.cache
+    def load() -> tuple[Any, dict | None]:
+        rows = load_hub(name, config, split, commit, online)
+        return rows, rows.state_dict() if hasattr(rows, "state_dict") else None
+
+    if not COMMIT.fullmatch(commit):
+        load()  # raises where nothing is here that could be meant
+    fingerprint = _digest("hub", name, config, split, commit, column)
+    return Source("hub", name, fingerprint, partial(_read_hub, load, name, column), facts)
 
 
 @contextlib.contextmanager
@@ -449,27 +495,56 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise SourceError(f"the Hub dataset {name} cannot be read: {reason}") from error
 
 
-def _load_hub(name: str, config: str, split: str, revision: str, online: bool) -> Any:
-    """The rows: a stream, except for slices such as train[:1%] and for what is only in the local cache."""
+def load_hub(name: str, config: str, split: str, revision: str, online: bool = True, stream: bool = True) -> Any:
+    """The rows of a Hub dataset: a stream, but for slices such as train[:1%]; a table from the local cache where it is
+    not `online`. Raises SourceError where they cannot be read, OfflineError where the cache does not hold them."""
     import datasets
 
-    streaming = online and re.fullmatch(r"[\w.-]+", split) is not None
+    streaming = online and stream and re.fullmatch(r"[\w.-]+", split) is not None
     options = dict(split=split, revision=revision or None, streaming=streaming)
     try:
-        with _hub_errors(f"{name} (config {config or 'default'}, split {split})"):
-            return datasets.load_dataset(name, config or None, **options)
+        with _hub_errors(f"{name} (config {config or 'default'}, split {split})"), _network(online):
+            rows = datasets.load_dataset(name, config or None, **options)
     except SourceError as error:
         if online:
             raise
-        raise SourceError(
-            f"there is no file or folder {name!r} here, and the Hub cannot be reached to look for a dataset of that "
-            "name"
-        ) from error
+        raise _not_here(name, revision) from error
+    if online or not COMMIT.fullmatch(revision):
+        return rows
+    if not any(revision in Path(file["filename"]).parts for file in rows.cache_files):
+        raise _not_here(name, revision)  # the library takes any commit that is in the cache
+    return rows
 
 
-def _read_hub(rows: Any, begin: dict | None, name: str, column: str, reading: Reading) -> Chunks:
-    """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream. begin: its
-    position before the first row; None for a table in the local cache, which has none and is read over instead."""
+@contextlib.contextmanager
+def _network(online: bool) -> Iterator[None]:
+    """Where the Hub could not be reached, the datasets library does not try: it would fetch a whole dataset."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not online
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _not_here(name: str, revision: str) -> OfflineError:
+    if COMMIT.fullmatch(revision):
+        return OfflineError(
+            f"the Hub cannot be reached, and the dataset {name} at commit {revision} is not complete in a cache here: "
+            "run `nanogpt-hub prepare` with the same settings where there is a network"
+        )
+    return OfflineError(
+        f"there is no file or folder {name!r} here, and the Hub cannot be reached to look for a dataset of that name"
+    )
+
+
+def _read_hub(load: Callable[[], tuple[Any, dict | None]], name: str, column: str, reading: Reading) -> Chunks:
+    """The texts, from `reading.start` on: the position that the datasets library itself keeps of a stream, and how many
+    rows are before it. load: gives the rows and the position before the first one; a table in the local cache has none,
+    and begins behind so many rows."""
+    rows, begin = load()
     first = reading.start["rows"] if reading.start else 0
     number = first
 
@@ -478,7 +553,9 @@ def _read_hub(rows: Any, begin: dict | None, name: str, column: str, reading: Re
         for number, row in enumerate(rows, first + 1):
             yield f"the Hub dataset {name}, row {number}", row
 
-    if begin is not None:  # a position that is loaded stays with the object, so the beginning has to be loaded as well
+    if begin is None:
+        rows = rows.skip(first)
+    else:  # a position that is loaded stays with the object, so the beginning has to be loaded as well
         rows.load_state_dict(reading.start["state"] if reading.start else begin)
         reading.mark = lambda: {"rows": number, "state": rows.state_dict()}
     with _hub_errors(name):

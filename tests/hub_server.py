@@ -301,10 +301,13 @@ def describe(path: str, file: File) -> dict:
     return {**entry, "lfs": {"oid": file.sha256, "size": len(file.data), "pointerSize": 130}} if file.lfs else entry
 
 
-@route("GET", REPO + "/tree/(?P<revision>[^/]+)")
-def tree(hub: HubServer, request: Request, kind: str, repo_id: str, revision: str) -> Response:
-    commit = hub.find(request, kind, repo_id).at(revision)
-    return answer([describe(path, file) for path, file in commit.tree.items()])
+@route("GET", REPO + "/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
+def tree(hub: HubServer, request: Request, kind: str, repo_id: str, revision: str, folder: str | None) -> Response:
+    files = hub.find(request, kind, repo_id).at(revision).tree
+    found = [describe(path, file) for path, file in files.items() if not folder or path.startswith(f"{folder}/")]
+    if folder and not found:
+        raise Answer(404, f"{folder} does not exist", "EntryNotFound")
+    return answer(found)
 
 
 @route("GET", REPO + "/refs")
@@ -468,9 +471,9 @@ def run_job(hub: HubServer, request: Request, namespace: str) -> Response:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-@route("GET", r"(?P<kind>/spaces)?/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+@route("GET", r"(?P<kind>/spaces|/datasets)?/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 def resolve(hub: HubServer, request: Request, kind: str | None, repo_id: str, revision: str, path: str) -> Response:
-    repo = hub.find(request, "spaces" if kind else "models", repo_id)
+    repo = hub.find(request, (kind or "/models")[1:], repo_id)
     if repo.gated and (request.user is None or request.user.name != repo_id.split("/")[0]):
         raise Answer(403 if request.user else 401, "Access to this model is restricted", "GatedRepo")
     commit = repo.at(revision)

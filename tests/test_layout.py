@@ -19,7 +19,7 @@ ROOMS = {
     "system.*": set(),
     "corpus.formats": set(),
     "corpus.stories": set(),
-    "sources": {"system.files", "corpus.formats", "corpus.stories"},
+    "sources": {"system.files", "corpus.formats", "corpus.stories", "hub.resolve"},
     "corpus.*": {"sources", "corpus.*", "system.installed"},
     "edits.fingerprint": set(),
     "edits.imported": {"edits.fingerprint"},

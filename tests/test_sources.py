@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -143,6 +145,14 @@ def test_rows_are_documents_and_empty_ones_none(tmp_path, name):
 def test_a_long_field_fits_into_a_csv(tmp_path):
     text = "word " * 100_000
     assert documents(write_rows(tmp_path / "a.csv", [text])) == [text]
+
+
+def test_a_row_of_too_many_cells_is_left_out_and_counted(tmp_path):
+    path = write(tmp_path / "a.csv", 'text,n\n"Hello, world",1\nfew\nHello, world,1\n')
+    source, reading = open_source(str(path), max_bad_rows=1), formats.Reading(1)
+    assert [text for text, ends in source.read(reading) if ends] == ["Hello, world", "few"]
+    (example,) = reading.bad_examples
+    assert example.startswith(f"{path}, line 4 has 3 cells, and the header names 2; ")
 
 
 def test_a_folder_of_text_is_read_sorted_and_leaves_out_what_is_no_text(tmp_path):
@@ -282,6 +292,8 @@ BAD_FILES = {
     "cut.gz": (gzip.compress(os.urandom(1000))[:-200], r"cannot be read"),
     "column.jsonl": (b'{"txt": "a", "n": 1}', r"column.jsonl, line 1 has no column 'text'; it has txt, n$"),
     "column.csv": (b"txt,n\na,1\n", r"has no column 'text'; it has txt, n$"),
+    "cells.csv": (b"text\nHello, world\n", r'line 2 has 2 cells, and the header names 1; put .* a comma in "quotes"$'),
+    "cells.tsv": (b"n\ttext\n1\tto\tbe\n", r'line 2 has 3 cells, and the header names 2; put .* a tab in "quotes"$'),
     "nothing.csv": (b"text,n\n", r"holds no text"),
     "number.jsonl": (b'{"text": 1}', r"line 1: column 'text' holds int, not text"),
     "array.jsonl": (b'"text"\n', r"line 1: an object with columns was expected, not str"),
@@ -394,6 +406,21 @@ def test_a_url_is_downloaded_once_and_read_by_its_suffix(server, tmp_path):
         assert documents(f"{server.url}/a.txt") == [NASTY]
     assert documents(f"{server.url}/rows.parquet?download=true") == ROWS
     assert server.asked == ["/a.txt", "/rows.parquet?download=true"]
+
+
+def test_processes_that_need_a_url_at_once_download_it_once(server, monkeypatch):
+    server.answers = {"/a.txt": (200, {}, b"text")}
+    download, together = sources._download, threading.Barrier(3)
+
+    def when_all_do(*args) -> None:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1)
+        download(*args)
+
+    monkeypatch.setattr(sources, "_download", when_all_do)
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(documents, [f"{server.url}/a.txt"] * 3)] == [["text"]] * 3
+    assert server.asked == ["/a.txt"]
 
 
 def test_a_url_tells_no_secret(server):
@@ -517,18 +544,18 @@ def test_a_stream_is_gone_on_with_from_its_mark(tmp_path):
         write_rows(tmp_path / f"{part}.jsonl", [f"{part} {i}" if i % 5 else None for i in range(40)])
     files = [str(tmp_path / f"{part}.jsonl") for part in range(2)]
     rows = datasets.load_dataset("json", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path))
-    begin, reading = rows.state_dict(), formats.Reading()
+    load, reading = cache(lambda: (rows, rows.state_dict())), formats.Reading()
     texts, marks = [], []
-    for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", reading):
+    for text, _ in sources._read_hub(load, "me/tiny", "text", reading):
         texts.append(text)
         marks.append(json.loads(json.dumps(reading.mark())))
     assert len(texts) == 64
     for at in (0, 5, 31, 32, 63):
         again = formats.Reading(start=marks[at])
-        assert [text for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", again)] == texts[at + 1 :]
-    assert [text for text, _ in sources._read_hub(rows, begin, "me/tiny", "text", formats.Reading())] == texts
+        assert [text for text, _ in sources._read_hub(load, "me/tiny", "text", again)] == texts[at + 1 :]
+    assert [text for text, _ in sources._read_hub(load, "me/tiny", "text", formats.Reading())] == texts
 
 
 def test_no_network_and_no_such_file():
     with pytest.raises(SourceError, match="no file or folder 'me/none' here, and the Hub cannot be reached"):
-        sources._load_hub("me/none", "", "train", "", online=False)
+        sources.load_hub("me/none", "", "train", "", online=False)

@@ -104,7 +104,7 @@ class DataConfig:
     val_fraction: float = 0.1  # the last part of the token stream is kept for validation, of up to 2**24 tokens
     val_tokens: int = 2**20  # of a longer stream, its first tokens are: so many
     val_source: str = ""  # a source of its own for validation, instead of the last part
-    val_split: str = ""  # a split of the same Hub dataset for validation, instead of the last part
+    val_split: str = ""  # the split for validation, of val_source or of the same Hub dataset, instead of the last part
     cache_dir: str = ""  # where token shards are kept; default ~/.cache/nanogpt_hub/tokens
     encoding: str = "utf-8"  # of text files, by Python's name for it: utf-16, latin-1, cp1252, ...
     max_bad_rows: int = 100  # rows that cannot be read are left out and counted, up to so many; 0: the first is fatal
@@ -120,6 +120,16 @@ class DataConfig:
         check(all(weight > 0 for weight in self.mix.values()), "data.mix has a weight that is not above 0")
         check(self.format == "text" or not self.mix, "data.mix is for data.format text; rows have one source")
         check(self.workers >= 1, f"data.workers is {self.workers}; it must be at least 1")
+
+    def validation(self) -> "DataConfig | None":
+        """How the validation text is read, where it is not a part of the training text. Of another source the
+        configuration, the split and the revision of the training text do not count."""
+        if not (self.val_source or self.val_split):
+            return None
+        plain = replace(self, mix={}, duplicates="ignore", val_source="", val_split="")
+        if self.val_source not in ("", self.source):
+            plain = replace(plain, source=self.val_source, config="", split="train", revision="")
+        return replace(plain, split=self.val_split or plain.split)
 
 
 @comments_as_help

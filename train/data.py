@@ -30,6 +30,7 @@ from .tokenizing import Tokenizing
 
 SMALL_TOKENS = 2**24  # a longer text is a stream: it is tokenised in seconds up to here
 FIRST_GROUP, MAX_DOUBLINGS = 2**23, 5  # tokens that the first group of a stream holds; how often that doubles
+TOKENS = "tokens_sha256"  # in the identity of data: the hash of what is ready when training begins
 LISTED = 2**20  # a permutation of more numbers is computed instead of being stored
 
 ALL = slice(None)  # rows of a batch
@@ -51,6 +52,36 @@ def unigram_loss(train: Counted, val: Counted, vocab_size: int) -> float:
     seen = train.counts(vocab_size) + 1
     share = val.counts(vocab_size)
     return float(-(share / share.sum()) @ np.log(seen / seen.sum()))
+
+
+def content(source: dict, duplicates: str, tokens: str) -> dict[str, object]:
+    """What tells data from other data: name, the rows that were chosen and their commit, and `tokens`, their hash.
+
+    Nothing of it depends on where the data lies. source: as `Source.describe` gives it.
+    """
+    dropped = {"duplicates": duplicates} if duplicates.startswith("drop") else {}
+    return {**_chosen(source), **dropped, TOKENS: tokens}
+
+
+def _chosen(source: dict) -> dict[str, object]:
+    chosen = {key: source[key] for key in ("config", "split", "revision") if key in source}
+    mixed = {"sources": [_chosen(part) for part in source["sources"]]} if "sources" in source else {}
+    return {"data": source["name"], **chosen, **mixed}
+
+
+def text_bytes(source: dict) -> int:
+    """The size of what a source reads, as its description tells it; 0 where it does not."""
+    return source.get("bytes", 0) + sum(map(text_bytes, source.get("sources", ())))
+
+
+def tokens_sha256(*ranges: TokenRange) -> str:
+    """A hash of the tokens of ranges; the same whoever made them."""
+    digest = hashlib.sha256()
+    for tokens in ranges:
+        digest.update(f"{len(tokens)} tokens".encode())
+        for start in range(0, len(tokens), 2**20):
+            digest.update(tokens.read(start, min(2**20, len(tokens) - start)))
+    return digest.hexdigest()[:16]
 
 
 # ---- tokens to batches -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from nanogpt_hub.system.readable import flatten
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import HubConfig, TrainConfig, as_settings
-from .data import Data
+from .data import Data, text_bytes
 from .hardware import device_name
 from .optim import OPTIMIZERS
 from .report import FLOOR, UNIGRAM
@@ -73,6 +73,7 @@ def settings_now(trainer) -> dict[str, Any]:
     """What may differ when a run goes on, by dotted name: the hyper-parameters and what changes their meaning."""
     config = trainer.config
     settings = {**hyperparameters(config), "precision": trainer.precision, "eval.max_windows": config.eval.max_windows}
+    settings["data.bytes"] = text_bytes(trainer.data.facts["source"])
     settings.setdefault("dropout", 0.0 if config.model.dropout is None else config.model.dropout)
     if trainer.gpt.config.n_expert:
         settings["router_aux_loss_coef"] = trainer.gpt.config.router_aux_loss_coef
@@ -84,8 +85,8 @@ def changes_between(state: dict, now: dict[str, Any]) -> list[dict]:
     was = state.get("settings")
     if not isinstance(was, dict):  # a state of an earlier version does not tell
         return []
-    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    return [{"step": state["step"], "name": n, "from": was.get(n), "to": now.get(n)} for n in names]
+    names = [name for name in was if name in now and was[name] != now[name]]  # a later version may tell more
+    return [{"step": state["step"], "name": n, "from": was[n], "to": now[n]} for n in names]
 
 
 def change_line(change: dict) -> str:

@@ -141,8 +141,7 @@ def check_source(option: str, source: str, revision: str = "") -> None:
     elif source.partition(":")[0] == "stories":
         parse_stories(source)
     elif source != "python":
-        split_name(source)  # a sentence for what is no name
-        check_dataset(source, revision if option == "data.source" else "")
+        check_dataset(*split_name(source, revision if option == "data.source" else ""))
 
 
 def check_address(option: str, url: str) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -23,7 +22,9 @@ from .data import (
     Data,
     EvalWindows,
     StreamBatches,
+    content,
     summary,
+    tokens_sha256,
     unigram_loss,
 )
 from .report import EVEN, FLOOR, UNIGRAM
@@ -35,7 +36,10 @@ TOKENIZER_FILES = re.compile(r"(tokenizer|tokenizer_config|special_tokens_map)\.
 
 
 def open_source_of(config: TrainConfig) -> Source | RowSource:
-    return open_rows_of(config.data) if config.data.format != "text" else text_choice(config.data).open()
+    """What the run trains on. One process of the run looks at its beginning."""
+    if config.data.format != "text":
+        return open_rows_of(config.data)
+    return text_choice(config.data).open(look=PartialState().is_main_process)
 
 
 def text_choice(d: DataConfig) -> SourceChoice:
@@ -47,10 +51,8 @@ def text_choice(d: DataConfig) -> SourceChoice:
 
 def validation_choice(d: DataConfig) -> SourceChoice | None:
     """The validation text, where it is not a part of the training text."""
-    if not (d.val_source or d.val_split):
-        return None
-    plain = replace(text_choice(d), mix={}, duplicates="ignore")
-    return replace(plain, source=d.val_source or d.source, split=d.val_split or d.split)
+    apart = d.validation()
+    return text_choice(apart) if apart else None
 
 
 def cache_folder(config: TrainConfig) -> Path:
@@ -95,7 +97,7 @@ def start_tokenizing(config: TrainConfig, source: Source, tokenizer: Tokenizer) 
         return []
     d, cache = config.data, cache_folder(config)
     apart = validation_choice(d)
-    others = [Tokenizing(apart, apart.open(), tokenizer, cache)] if apart else []
+    others = [Tokenizing(apart, apart.open(look=PartialState().is_main_process), tokenizer, cache)] if apart else []
     return [*others, Tokenizing(text_choice(d), source, tokenizer, cache, d.workers)]
 
 
@@ -106,9 +108,9 @@ def load_text(
     d, vocab_size, block_size = config.data, tokenizer.vocab_size, gpt.config.block_size
     corpus = first_part(source, tokenizer, config, tokenizing, quiet)
     corpus.check_vocab(gpt.config.vocab_size)
-    name, stream, first = corpus.manifest["source"]["name"], is_stream(corpus), 0
+    source_facts, stream, first = corpus.manifest["source"], is_stream(corpus), 0
     if choice := validation_choice(d):
-        apart = first_part(choice.open(), tokenizer, config, tokenizing, quiet)
+        apart = first_part(choice.open(look=False), tokenizer, config, tokenizing, quiet)
         train, val = corpus.tokens(), validation_of(apart, d)
     elif stream:
         train, val, first = corpus.tokens().part(d.val_tokens), corpus.tokens().part(0, d.val_tokens), d.val_tokens
@@ -132,8 +134,8 @@ def load_text(
         val=windows.read(),
         bytes_per_token=windows.bytes_per_token(token_lengths(tokenizer)),
         baselines={EVEN: math.log(vocab_size), UNIGRAM: unigram_loss(known, val, vocab_size), **floor},
-        facts={"source": corpus.manifest["source"], **facts, "val_tokens": len(val)},
-        identity={"data": name, **identity},
+        facts={"source": source_facts, **facts, "val_tokens": len(val)},
+        identity={**identity, **content(source_facts, d.duplicates, tokens_sha256(known, val))},
         tokenizing=tokenizing,
     )
     return data, summary(corpus, train, val)

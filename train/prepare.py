@@ -11,6 +11,7 @@ a run may begin meanwhile. How many processes encode, --workers, changes nothing
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 from jsonargparse import Namespace
 
@@ -19,6 +20,7 @@ from nanogpt_hub.sources import Source
 from nanogpt_hub.system.readable import reason
 from nanogpt_hub.tokenizer import Tokenizer
 
+from .commits import pinned
 from .config import TrainConfig, make_parser, parse
 from .data import whole_lines
 from .loading import TOKENIZER_FILES, cache_folder, cached_tokenizer, text_choice, validation_choice
@@ -58,6 +60,7 @@ def prepare_all(config: TrainConfig, parsed: Namespace) -> int:
         )
     if parsed.workers < 0:
         raise ValueError(f"workers is {parsed.workers}; it must be at least 1")
+    config = replace(config, data=pinned(config.data, cache_folder(config), print))
     workers = parsed.workers or config.data.workers
     choices = [choice for choice in (validation_choice(config.data), text_choice(config.data)) if choice]
     sources = [choice.open() for choice in choices]

@@ -5,12 +5,9 @@ run's folder. One error is said once: by the process that meets it first. A proc
 with a sentence, after `parallel.timeout_minutes` at the latest.
 """
 
-import contextlib
-import hashlib
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +20,10 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from filelock import FileLock
 from torch import Tensor
 
 from .config import TrainConfig
 from .folder import what_is_safe
-from .hardware import local_world_size
 
 T = TypeVar("T")
 GRACE = 30.0  # seconds that a collective gets to report its own timeout, before the watchdog ends the process
@@ -63,15 +58,6 @@ def from_launcher(config: TrainConfig) -> TrainConfig:
 
 def is_set(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
-
-
-def one_of_this_machine(out: Path) -> contextlib.AbstractContextManager:
-    """Around what one process of a machine does for a run's folder before they are connected, and the others find
-    done."""
-    if local_world_size() == 1:
-        return contextlib.nullcontext()
-    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"nanogpt_hub-{name}.lock")
 
 
 def init_processes(config: TrainConfig, device: str) -> PartialState:

@@ -17,6 +17,7 @@ messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistan
 A row longer than the context loses the beginning of its prompt; an answer that is longer by itself loses its end.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -46,10 +47,11 @@ from nanogpt_hub.corpus.formats import (
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.generate import encode_prompt
 from nanogpt_hub.model import IGNORE_INDEX
+from nanogpt_hub.sources import OfflineError, find_commit, hub_dataset, load_hub
 from nanogpt_hub.tokenizer import Tokenizer
 
 from .config import DataConfig, TrainConfig
-from .data import ALL, Data, Order, unigram_loss
+from .data import ALL, Data, Order, content, unigram_loss
 from .report import EVEN, UNIGRAM
 
 ROWS_AT_A_TIME = 1000  # tokenised together
@@ -100,7 +102,10 @@ def open_rows(
         if config or revision or split != "train":
             raise SourceError(f"config, split and revision belong to Hub datasets, but {source} is a file")
     else:
-        opened = _open_hub(source, config, split, revision)
+        dataset = hub_dataset(source, revision)
+        if dataset is None:
+            raise SourceError(f"there is no file {source}; give an existing one, or a Hub dataset (owner/name)")
+        opened = _open_hub(*dataset, config, split)
     where, first = next(iter(opened.read(Reading())), ("", None))
     if first is None:
         raise SourceError(f"{source} holds no rows: there is nothing to train on")
@@ -119,24 +124,15 @@ def _open_file(path: Path, encoding: str) -> RowSource:
     return RowSource("file", path.name, lambda reading: read_rows(path, reading, encoding=encoding), facts)
 
 
-def _open_hub(name: str, config: str, split: str, revision: str) -> RowSource:
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    facts: dict[str, Any] = {"config": config, "split": split, "revision": revision}
+def _open_hub(name: str, revision: str, config: str, split: str) -> RowSource:
+    online, found = True, {"revision": revision}
     try:
-        info = HfApi().dataset_info(name, revision=revision or None)
-        facts |= {"revision": info.sha, "license": getattr(info.card_data, "license", None)}
-    except (HTTPError, OSError, ValueError):
-        pass  # offline, or not there: the next line takes it from the cache, or says what is wrong
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split, revision=facts["revision"] or None)
-    except (DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise SourceError(f"{name!r} is no file here, and as a Hub dataset it cannot be read: {reason}") from error
+        found = find_commit(name, revision)
+    except OfflineError:  # what an earlier run left in the cache may still serve
+        online = False
+    facts: dict[str, Any] = {"config": config, "split": split, **found}
     facts = {key: value for key, value in facts.items() if value}
+    rows = load_hub(name, config, split, facts.get("revision", ""), online, stream=False)
     return RowSource("hub", name, lambda reading: ((f"row {n}", row) for n, row in enumerate(rows, 1)), facts)
 
 
@@ -383,10 +379,21 @@ def load_rows(
             "source": source.describe(), "rows": dict(counts), "train_tokens": train.n_targets,
             "val_tokens": val.n_targets,
         },
-        identity={"data": source.name, "train_tokens": train.n_targets},
+        identity={
+            "train_tokens": train.n_targets, **content(source.describe(), "", rows_sha256(train, val)),
+        },
         question=encode.question if isinstance(encode, Conversations) else [],
     )  # fmt: skip
     return data, summary(source, config.data.format, train, val, counts, tokenizer, block_size)
+
+
+def rows_sha256(*parts: TokenRows) -> str:
+    """A hash of rows: their ids, which of them are learned, and where each row ends."""
+    digest = hashlib.sha256()
+    for rows in parts:
+        for array in (rows.ids.astype("<u4"), rows.learned, rows.borders.astype("<i8")):
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
 
 
 def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:
@@ -398,21 +405,15 @@ def encoder(config: DataConfig, tokenizer: Tokenizer) -> Encode:
 
 def open_rows_of(config: DataConfig) -> RowSource:
     """The rows to train on."""
-    return _open(config, config.source, config.split)
+    columns = {"completion": [config.prompt_column, config.completion_column], "messages": [config.messages_column]}
+    where = {"config": config.config, "split": config.split, "revision": config.revision}
+    return open_rows(config.source, columns[config.format], **where, encoding=config.encoding)
 
 
 def open_validation_rows(config: DataConfig) -> RowSource | None:
     """The rows to validate on, where they are not the last of the rows to train on."""
-    if not (config.val_source or config.val_split):
-        return None
-    return _open(config, config.val_source or config.source, config.val_split or config.split)
-
-
-def _open(config: DataConfig, source: str, split: str) -> RowSource:
-    pair = [config.prompt_column, config.completion_column]
-    columns = pair if config.format == "completion" else [config.messages_column]
-    where = {"config": config.config, "split": split, "revision": config.revision}
-    return open_rows(source, columns, **where, encoding=config.encoding)
+    apart = config.validation()
+    return open_rows_of(apart) if apart else None
 
 
 def summary(

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from nanogpt_hub.model import GPT, GPTConfig
 from nanogpt_hub.runs import METRICS
 from nanogpt_hub.sources import Source
 from nanogpt_hub.system.devices import choose_device
-from nanogpt_hub.system.files import write_atomic
+from nanogpt_hub.system.files import one_at_a_time, write_atomic
 from nanogpt_hub.system.installed import command as hub_command
 from nanogpt_hub.system.installed import joined, pip_line, shown
 from nanogpt_hub.system.readable import reason
@@ -28,13 +28,14 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 from .auditing import look_through
 from .budget import fix_steps, keep_recorded_steps, with_steps
+from .commits import pinned
 from .config import TrainConfig, parse
-from .data import Data
+from .data import TOKENS, Data
 from .facts import change_line, command_line, flat, lasting_facts
 from .fetched import check_own, cleaner
 from .folder import RunLock, TrainingError, disk_errors, empty, may_begin_again
 from .hardware import check_precision, choose_precision, device_name, idle_parameters, is_out_of_memory
-from .loading import load_data, open_source_of
+from .loading import cache_folder, load_data, open_source_of
 from .parallel import is_sharded
 from .plan import check_disk, memory_line
 from .processes import (
@@ -46,7 +47,6 @@ from .processes import (
     launch_notes,
     lost_peer,
     on_main,
-    one_of_this_machine,
 )
 from .report import FLOOR, baseline_lines, describe_loss, size_warning
 from .rows import RowSource
@@ -118,17 +118,23 @@ def fetch_run(config: TrainConfig, parsed: Namespace, parser: Parser, argv: list
     out = Path(config.out_dir if named else "out/" + parsed.resume.partition("@")[0].rpartition("/")[2])
     if not parsed.config:
         check_own(parsed.resume, out, parser, argv)
-    with one_of_this_machine(out):
-        if read_facts(out / "state") is None:
-            print(f"fetching the training state of {parsed.resume} into {out}")
-            fetch_state(parsed.resume, out, clean=cleaner(out))
-            seal_fetched(out / "state")
+    if read_facts(out / "state") is None:
+        with one_at_a_time(out):
+            fetch_once(parsed.resume, out)
     if parsed.config:
         return config, parsed
     config, parsed = parse(parser, ["--config", str(out / "config.yaml"), *argv, "--out_dir", str(out)])
     if not config.hub.repo_id:
         print("hub: nothing is pushed; say --hub.repo_id you/name to share what comes of it")
     return config, parsed
+
+
+def fetch_once(name: str, out: Path) -> None:
+    """Fetches a run's training state, unless another process has done so meanwhile."""
+    if read_facts(out / "state") is None:
+        print(f"fetching the training state of {name} into {out}")
+        fetch_state(name, out, clean=cleaner(out))
+        seal_fetched(out / "state")
 
 
 def run(
@@ -149,6 +155,7 @@ def run(
         if processes.is_main_process:  # (Accelerate's own print is one of each machine)
             print(without_secrets(line))
 
+    config = replace(config, data=on_main(lambda: pinned(config.data, cache_folder(config), say, state)))
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
     looked = look_through(config, source) if processes.is_main_process else None
@@ -314,6 +321,11 @@ def resume_lines(trainer: Trainer, state: dict | None) -> list[str]:
         lines.append(
             "note: the state is of an earlier version, without hashes and settings: damage to its files, and settings "
             "that differ from its own, would not be noticed"
+        )
+    if TOKENS not in state["fixed"]:
+        lines.append(
+            "note: the state is of an earlier version, which does not tell its text from another one of the same name "
+            "and length"
         )
     if not (trainer.out / "best").exists():
         lines.append(f"note: {trainer.out / 'best'} is missing; the next evaluation writes one")

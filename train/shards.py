@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from nanogpt_hub.sources import Reading, Source, cache_root
 from nanogpt_hub.system.files import FULL, remove_leftovers, write_atomic
-from nanogpt_hub.tokenizer import Tokenizer
+from nanogpt_hub.tokenizer import EOT, Tokenizer
 
 from .children import end_after
 
@@ -197,7 +197,10 @@ def _encoded(
 def corpus_folder(source: Source, tokenizer: Tokenizer, cache_dir: Path | str | None = None) -> Path:
     """Where the tokens of a source are, or will be. cache_dir: default `tokens` in nanogpt_hub's cache."""
     root = Path(cache_dir) if cache_dir else cache_root() / "tokens"
-    return root / hashlib.sha256(f"{FORMAT} {source.fingerprint} {tokenizer.hash}".encode()).hexdigest()[:16]
+    key, end = f"{FORMAT} {source.fingerprint} {tokenizer.hash}", tokenizer.eot_id
+    if end is not None and tokenizer.token_bytes(end) != EOT.encode():
+        key += f" {end}"  # tokenizer_config.json chose it, which the hash leaves out
+    return root / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:

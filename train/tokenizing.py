@@ -49,18 +49,18 @@ class SourceChoice:
     mix: dict[str, float] = field(default_factory=dict)  # further sources and their weights; this one's is 1
     duplicates: str = "ignore"
 
-    def open(self) -> Source:
-        """Raises SourceError where one cannot be read."""
+    def open(self, look: bool = True) -> Source:
+        """Raises SourceError where one cannot be read, as far as a `look` at its beginning tells."""
         if not self.mix:
-            return without_duplicates(self._open(), self.duplicates)
+            return without_duplicates(self._open(look), self.duplicates)
         others = [replace(self, source=name, config="", split="train", revision="") for name in self.mix]
         weights = [1.0, *self.mix.values()]
-        sources = [without_duplicates(choice._open(), self.duplicates) for choice in (self, *others)]
+        sources = [without_duplicates(choice._open(look), self.duplicates) for choice in (self, *others)]
         return mix(list(zip(sources, weights, strict=True)))
 
-    def _open(self) -> Source:
+    def _open(self, look: bool) -> Source:
         about = {name: value for name, value in asdict(self).items() if name not in ("mix", "duplicates")}
-        return open_source(**about)
+        return open_source(**about, look=look)
 
 
 class Tokenizing:
@@ -79,12 +79,9 @@ class Tokenizing:
         if source.facts.get("bytes", IN_PROCESS_BYTES) < IN_PROCESS_BYTES:
             self._at_once = lambda: prepare(source, tokenizer, cache_dir, quiet=True)
             return
-        pinned = {**asdict(choice), "revision": source.facts.get("revision", choice.revision)}
-        if source.kind != "hub":
-            pinned["revision"] = choice.revision
         json_text, config = tokenizer.__reduce__()[1]
         self.job = json.dumps({
-            "choice": pinned, "folder": str(self.folder.resolve()), "tokenizer": json_text, "config": config,
+            "choice": asdict(choice), "folder": str(self.folder.resolve()), "tokenizer": json_text, "config": config,
             "cache_dir": str(cache_dir), "workers": workers,
         })  # fmt: skip
         self._start()

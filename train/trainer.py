@@ -38,7 +38,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 from .attention import use_short_attention
 from .config import TrainConfig
-from .data import Data
+from .data import TOKENS, Data, text_bytes
 from .experts import ExpertUse, describe_use, training_loss
 from .facts import changes_between, merged_facts, progress_facts, settings_now
 from .folder import TrainingError, check_best, disk_errors
@@ -159,7 +159,7 @@ class Trainer:
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.watchdog = Watchdog(60 * config.parallel.timeout_minutes + GRACE, lambda: say_lost(config))
         self.micro = least(micro_batch_size(config, gpt, self.world, self.precision, self.device.type))
-        check_same(fixed_settings(self), "settings or data")
+        check_same({**fixed_settings(self), "bytes": text_bytes(data.facts["source"])}, "settings or data")
         self.loss_of, self.optimizer, optimizer = self._prepare()
         self.trained = [p for p in gpt.parameters() if p.requires_grad]
         self.bytes_needed = bytes_needed(config, gpt, self.micro, self.precision, self.device.type)
@@ -576,10 +576,11 @@ class Trainer:
         missing = [name for name in (*COUNTERS, "fixed", "micro_batch_size") if name not in facts]
         if missing:
             raise StateError(f"{self.out / 'state' / 'state.json'} is damaged: it does not tell {missing[0]}")
-        mine = fixed_settings(self)
-        differing = [key for key in {**mine, **facts["fixed"]} if facts["fixed"].get(key) != mine.get(key)]
+        mine, fixed = fixed_settings(self), facts["fixed"]
+        fixed = fixed if TOKENS in fixed else {**self.data.identity, **fixed}  # an earlier version does not tell all
+        differing = [key for key in {**mine, **fixed} if fixed.get(key) != mine.get(key)]
         if differing:
-            was, now = ({k: s.get(k) for k in differing} for s in (facts["fixed"], mine))
+            was, now = ({k: s.get(k) for k in differing} for s in (fixed, mine))
             raise ValueError(
                 f"{self.out} holds a run with other settings ({was}, now {now}): use them again, choose another "
                 "--out_dir, or start anew with --overwrite"

@@ -370,8 +370,14 @@ def _csv_rows(path: Path, reading: Reading, encoding: str) -> Rows:
             continue
         if values is None:
             return
-        if values:  # not a blank line
-            yield f"{path}, line {rows.line_num}", dict(zip(header, values, strict=False))
+        where = f"{path}, line {rows.line_num}"
+        if len(values) > len(header):
+            reading.skip(SourceError(
+                f"{where} has {len(values)} cells, and the header names {len(header)}; put a cell that holds a "
+                f'{"tab" if tabs else "comma"} in "quotes"'
+            ))  # fmt: skip
+        elif values:  # not a blank line
+            yield where, dict(zip(header, values, strict=False))
 
 
 def _csv_lines(path: Path, encoding: str) -> Iterator[str]:

@@ -4,7 +4,7 @@
         figure.savefig(aside)                         # out/mine/loss.png is the old file or the new one, never half
     sha256_of("out/mine/best/model.safetensors")
 
-Everything is written beside its place, synced to the disk and renamed. Standard library only.
+Everything is written beside its place, synced to the disk and renamed. Standard library, and filelock's locks.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 BLOCK = 2**22  # bytes read at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors for want of room on a disk
@@ -39,6 +41,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         remove(aside)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Around what one process does for a file or folder and others find done: of this machine or of another one that
+    shares its disk, for the lock lies beside it. On a network disk without locks nobody waits."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with contextlib.suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> Path:

@@ -1,5 +1,6 @@
 """Token shards and batches: exact text, one split, every token in every epoch, whoever reads which rows."""
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from nanogpt_hub.evaluate import token_lengths
 from nanogpt_hub.model import IGNORE_INDEX
 from nanogpt_hub.sources import open_source
-from nanogpt_hub.tokenizer import UnknownCharacterError, build_tokenizer
+from nanogpt_hub.tokenizer import Tokenizer, UnknownCharacterError, build_tokenizer
 from train import shards
 from train.data import Batches, EvalWindows, summary, unigram_loss
 from train.shards import Corpus, TokenRange, prepare
@@ -49,6 +50,9 @@ class WideTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [[70_000 + byte for byte in text.encode()] for text in texts]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id - 70_000]) if token_id >= 70_000 else b""
 
 
 def stream(n: int, shard: int = 0) -> TokenRange:
@@ -89,6 +93,17 @@ def test_end_of_text_stands_between_documents_alone(rows, tmp_path):
     tokenizer.eot_id = None  # nothing to put between them
     corpus = prepare(rows, tokenizer, tmp_path / "other", quiet=True)
     assert corpus.tokens().read(0, len(corpus)).tolist() == one + two + three
+
+
+def test_another_end_of_text_is_another_corpus(rows, tmp_path):
+    plain = build_tokenizer("byte", [])
+    other = Tokenizer(plain._json, {**plain.config, "eos_token": "~"})  # as tokenizer_config.json may say it
+    assert other.hash == plain.hash
+    for tokenizer in (plain, other):
+        corpus = prepare(rows, tokenizer, tmp_path / "cache", quiet=True)
+        assert tokenizer.eot_id in corpus.tokens().read(0, len(corpus))
+    key = hashlib.sha256(f"{shards.FORMAT} {rows.fingerprint} {plain.hash}".encode()).hexdigest()[:16]
+    assert shards.corpus_folder(rows, plain, tmp_path).name == key  # what was prepared before stays valid
 
 
 def test_the_dtype_follows_the_vocabulary(source, tokenizer, tmp_path):

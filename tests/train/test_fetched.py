@@ -1,8 +1,11 @@
 """A run that somebody else pushed: what of its config counts, and that the rest does nothing."""
 
+import contextlib
 import json
 import re
 import shlex
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -10,8 +13,8 @@ import yaml
 from huggingface_hub import HfApi
 
 from nanogpt_hub.hub.publish import STATE_BRANCH
-from train import finetune, pretrain
-from train.config import TrainConfig
+from train import finetune, pretrain, run
+from train.config import TrainConfig, make_parser, parse
 from train.fetched import GROUPS, TAKEN, leaves, take
 
 ALICE, MALLORY = "hf_AliceSecretToken0123456789", "hf_MalloryToken0123456789abcd"
@@ -52,6 +55,26 @@ def test_what_is_taken_is_plain_and_names_no_file(tmp_path):
         )
     )
     assert taken == {"seed": 1}
+
+
+def test_nodes_that_share_a_disk_fetch_a_run_once(tmp_path, monkeypatch):
+    fetched, together = [], threading.Barrier(2)
+
+    def fetch(name, out, clean):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(1)  # as long as it takes the other node to come here, if it may
+        fetched.append(name)
+        (out / "state").mkdir(parents=True)
+
+    monkeypatch.setattr(run, "fetch_state", fetch)
+    monkeypatch.setattr(run, "seal_fetched", lambda state: None)
+    monkeypatch.setattr(run, "read_facts", lambda state: {} if state.is_dir() else None)
+    words = ["quickstart", "--resume", "alice/fox", "--out_dir", str(tmp_path / "fox")]
+    config, parsed = parse(parser := make_parser("train", ""), words)
+    with ThreadPoolExecutor(2) as nodes:
+        for node in [nodes.submit(run.fetch_run, config, parsed, parser, words) for _ in range(2)]:
+            assert node.result() == (config, parsed)
+    assert fetched == ["alice/fox"]
 
 
 @pytest.fixture

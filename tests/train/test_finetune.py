@@ -550,7 +550,7 @@ def test_rows_of_a_hub_dataset(tmp_path):
     assert train[0] == facts
     assert [row["n"] for row in train[1]] == [1, 2]
     assert test == [{**facts, "split": "test"}, [{"text": "three", "n": 3}]]
-    assert "'me/tiny' is no file here, and as a Hub dataset it cannot be read: Unknown split" in error
+    assert "the Hub dataset me/tiny (config default, split val) cannot be read: Unknown split" in error
 
 
 QUESTION = '{"question": "a", "answer": "b"}\n'

@@ -308,8 +308,9 @@ def test_a_process_that_hangs_ends_the_run_in_time_and_other_data_refuses_it(ran
     assert "has not answered for 0.05 minutes. " in done.stderr
     first_process = "Safe is the training state of step 10" in done.stderr
     assert first_process or "The same command goes on from what the first process has saved" in done.stderr
-    other = tmp_path / "other.txt"
-    other.write_text(TEXT + "One more line, longer than the others.\n", encoding="utf-8")
+    other = tmp_path / "other" / text.name
+    other.parent.mkdir()
+    other.write_text(TEXT[::-1], encoding="utf-8")  # as many tokens as the text of the same name
     first, second = two_nodes(tmp_path, [*PRETRAIN], flags, [text, other], ranks)
     assert first[0] != 0
     assert second[0] != 0

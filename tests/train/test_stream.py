@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from nanogpt_hub.sources import SourceError, open_source
 from nanogpt_hub.tokenizer import build_tokenizer
 from train import data, loading, pretrain, shards, tokenizing, trainer
 from train import prepare as prepare_command
-from train.data import LISTED, Order, Permutation, StreamBatches
+from train.data import LISTED, TOKENS, Order, Permutation, StreamBatches, content, text_bytes
 from train.shards import HEADER, LINES, MANIFEST, Corpus, Position, _ShardWriter, prepare
 from train.tokenizing import SourceChoice, Tokenizing, wait_for
 
@@ -539,6 +540,41 @@ def test_a_run_that_had_to_stop_for_its_text_goes_on_exactly(short_stream, tmp_p
     assert run(tmp_path / "parts") == 0
     assert f"resuming at step {step}" in capsys.readouterr().out
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("small_tokens", [100, 2**24])
+def test_another_text_of_the_same_name_and_length_is_refused(short_stream, tmp_path, monkeypatch, capsys, small_tokens):
+    monkeypatch.setattr(loading, "SMALL_TOKENS", small_tokens)
+    text, out = tmp_path / "a.txt", tmp_path / "run"
+    good = text.read_text()
+    assert run(out) == 0
+    for old, new in {"1 the": "1 one", "4 the": "4 one"}.items():  # in the validation part of a stream, in its training
+        text.write_text(good.replace(old, new, 1))
+        assert run(out, "--max_steps", "26") == 2
+        assert re.search(r"other settings \(\{'tokens_sha256': '\w+'\}, now", capsys.readouterr().err)
+    text.write_text(good)
+    assert run(out, "--max_steps", "26") == 0
+    assert "data.bytes" not in capsys.readouterr().out
+
+
+def test_a_stream_that_was_mended_further_on_is_gone_on_with_and_said(short_stream, tmp_path, capsys):
+    text, out = tmp_path / "a.txt", tmp_path / "run"
+    assert run(out) == 0
+    size = text.stat().st_size
+    text.write_text(text.read_text() + "more\n")
+    assert run(out, "--max_steps", "26") == 0
+    assert f"from step 24 on: data.bytes {size + 5} (before: {size})" in capsys.readouterr().out
+
+
+def test_what_tells_data_from_other_data():
+    source = {"kind": "hub", "name": "a/b", "config": "en", "split": "train", "revision": "1f", "license": "mit"}
+    chosen = {"data": "a/b", "config": "en", "split": "train", "revision": "1f"}
+    assert content(source, "count", "77") == {**chosen, TOKENS: "77"}
+    mixed = {"kind": "mix", "name": "50% a/b + 50% c.txt", "sources": [source, {"name": "c.txt", "bytes": 5}]}
+    told = content(mixed, "drop", "77")
+    assert told["sources"] == [chosen, {"data": "c.txt"}]
+    assert told["duplicates"] == "drop"
+    assert text_bytes(mixed) == 5
 
 
 def test_prepare_does_it_ahead_and_says_what_there_is(rows, tmp_path, monkeypatch, capsys):
