@@ -66,9 +66,9 @@ def extend(checkout: Path, heading: str) -> None:
             path.write_text(block, encoding="utf-8")
 
 
-def python(checkout: Path, *args: str, status: int = 0) -> str:
+def python(checkout: Path, *args: str, status: int = 0, engine: str = "torch") -> str:
     """Runs Python in a checkout, with its package and not ours; returns what it prints, both streams."""
-    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "NANOGPT_HUB_ENGINE": "torch"}
+    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "NANOGPT_HUB_ENGINE": engine}
     done = subprocess.run(
         [sys.executable, *args],
         cwd=checkout,

@@ -99,13 +99,13 @@ def nanogpt_files(folder: Path) -> None:
 class Checkout:
     """A copy of the package with an edit of the page, in which commands are run."""
 
-    def __init__(self, folder: Path, heading: str):
-        self.folder, self.heading = copy_package(folder, heading), heading
+    def __init__(self, folder: Path, heading: str, engine: str):
+        self.folder, self.heading, self.engine = copy_package(folder, heading), heading, engine
         (folder / "text.py").write_text(TEXT, encoding="utf-8")
 
     def run(self, lines: list[tuple[str, list[str], int]], then: str = "") -> str:
         """Output of commands (module, arguments, exit status) in one process, and of code after them."""
-        return python(self.folder, "-c", f"{SCRIPT}\nrun({lines!r})\n{then}")
+        return python(self.folder, "-c", f"{SCRIPT}\nrun({lines!r})\n{then}", engine=self.engine)
 
     def page(self) -> list[tuple[str, list[str], int]]:
         """The commands of the page's section, the trainings made small."""
@@ -136,10 +136,10 @@ MORE = [  # what else is done with post-norm: (module, arguments, exit status)
     ("nanogpt_hub", ["import", "ckpt.pt", "imported", "--meta", "meta.pkl"], 2),
     ("nanogpt_hub", ["import", "ckpt.pt", "imported", "--meta", "meta.pkl", "--any-core"], 0),
 ]
-EDITS = {
-    "silu": ("An activation", ("GPTConfig", "MLP")),
-    "postnorm": ("A norm placement", ("Block",)),
-    "alibi": ("A position scheme", ("Context", "GPTConfig")),
+EDITS = {  # heading, edited parts, the engine that is asked for
+    "silu": ("An activation", ("GPTConfig", "MLP"), "auto"),
+    "postnorm": ("A norm placement", ("Block",), "numba"),
+    "alibi": ("A position scheme", ("Context", "GPTConfig"), "torch"),
 }
 
 
@@ -149,7 +149,7 @@ def checkouts(tmp_path_factory) -> Callable[[str], Checkout]:
 
     @functools.cache
     def make(name: str) -> Checkout:
-        checkout = Checkout(tmp_path_factory.mktemp(name), EDITS[name][0])
+        checkout = Checkout(tmp_path_factory.mktemp(name), EDITS[name][0], EDITS[name][2])
         more = MORE if name == "postnorm" else []
         if more:
             make_model(checkout.folder / "stock", text=TEXT, position="learned", activation="gelu_tanh")
@@ -189,6 +189,8 @@ def test_the_page_is_run_said_before_training_and_agrees_with_model_py(done):
 def test_generation_agrees_with_model_py(done):
     result = json.loads([line for line in done[2].splitlines() if line.startswith("{")][-1])
     assert result["generated"] == result["model.py"]
+    assert "the compiled engine could not be prepared" not in done[2]
+    assert not list(Path(os.environ["NANOGPT_HUB_CACHE"]).glob("engine*")), "something was compiled"
 
 
 UNTRAINED = """
@@ -215,7 +217,7 @@ def test_an_edit_that_does_not_show_before_training_is_not_forgotten(tmp_path):
     checkout = copy_package(tmp_path)
     model = checkout / "nanogpt_hub" / "model.py"
     model.write_text(model.read_text(encoding="utf-8").replace("h = F.relu(h).square()", "h = F.silu(h)"))
-    assert python(checkout, "-c", UNTRAINED).endswith("True\n")
+    assert python(checkout, "-c", UNTRAINED, engine="auto").endswith("True\n")
 
 
 def test_elsewhere_the_folder_is_refused_by_name(done):

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from nanogpt_hub.checkpoint import load_model
-from nanogpt_hub.engine.select import engine_setting, preparation
+from nanogpt_hub.engine.select import core_is_known, engine_setting, preparation
 from nanogpt_hub.hub.resolve import Resolved, with_repair
 from nanogpt_hub.model import GPT
 from nanogpt_hub.system.devices import choose_device
@@ -14,12 +14,12 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 
 def open_model(place: Resolved, args: argparse.Namespace) -> tuple[GPT, Tokenizer | None]:
-    """The model that `add_path` and `add_device` ask for, and its tokenizer."""
+    """The model that `add_path` and `add_device` ask for, and its tokenizer. `args.device` is then the one it is on."""
     if getattr(args, "quantize", None) and args.device == "auto":
         args.device = "cpu"
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    device = choose_device(args.device)
-    return with_repair(place, lambda: load_model(place, device=device, dtype=dtype, any_core=args.any_core))
+    args.device = choose_device(args.device)
+    return with_repair(place, lambda: load_model(place, device=args.device, dtype=dtype, any_core=args.any_core))
 
 
 def say(text: str) -> None:
@@ -28,7 +28,14 @@ def say(text: str) -> None:
 
 
 def prepare_engine(args: argparse.Namespace) -> None:
-    """Has the compiled engine made where it was asked for by name, and says so: it takes a while, once per machine."""
-    if (args.engine or engine_setting()) == "numba" and preparation.poll() is None and not preparation.over:
+    """Has the compiled engine made where it was asked for by name, for a model that `open_model` has opened. Says that
+    it takes a while, once per machine, or why there is none."""
+    if (args.engine or engine_setting()) != "numba":
+        return
+    if not core_is_known():
+        say("model.py is edited, and the compiled engine computes the unedited one: model.py itself generates")
+    elif torch.device(args.device).type != "cpu":
+        say(f"the compiled engine is for CPUs: on {args.device} PyTorch generates")
+    elif preparation.poll() is None and not preparation.over:
         say("preparing the compiled engine, once for this machine: about a minute ...")
         preparation.wait()

@@ -26,7 +26,6 @@ SAMPLE_LINE = "-" * 15
 def generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise ValueError(f"--num-samples is {args.num_samples}; it must be at least 1")
-    prepare_engine(args)
     prompt = read_prompt(args.prompt)
     place = resolve(args.path)
     config = sampling_settings(place, args)
@@ -37,6 +36,7 @@ def generate(args: argparse.Namespace) -> None:
     draft, seed = open_draft(args, tokenizer), config.seed or 0
     if args.quantize:
         model = quantize_int8(model)
+    prepare_engine(args)
     for sample in range(args.num_samples):
         if sample:
             print(SAMPLE_LINE)
@@ -90,7 +90,6 @@ RESET = "/reset"
 
 
 def chat(args: argparse.Namespace) -> None:
-    prepare_engine(args)
     if args.system == "-":
         raise ValueError("--system - would read the messages; give the text itself, or FILE:path")
     system = read_prompt(args.system)
@@ -101,6 +100,7 @@ def chat(args: argparse.Namespace) -> None:
         talk = Chat(quantize_int8(model) if args.quantize else model, tokenizer, system, config)
     except NoTemplateError as error:
         raise NoTemplateError(f"{place}: {error}; to continue a text: nanogpt-hub generate PATH") from error
+    prepare_engine(args)
     say(f"[seed {config.seed}; a line is a message, {RESET} forgets what was said, Ctrl-D ends]")
     for text in typed_lines():
         if text == RESET:

@@ -12,6 +12,7 @@ Small models gain nothing: what their tokens cost is calls, not bytes.
 """
 
 import copy
+import functools
 import warnings
 
 import torch
@@ -22,6 +23,7 @@ from nanogpt_hub.model import GPT
 
 LEVELS = 127  # of either sign
 OFFSET = 128  # more than a weight is the byte that stands for it
+EXACT = 2**24 // LEVELS**2  # columns whose products add up to an integer that float32 holds
 LINE = 64  # bytes that memory gives at once
 TINY = 1e-20  # in place of the zero that is the peak of a row of zeros
 
@@ -29,34 +31,52 @@ TINY = 1e-20  # in place of the zero that is the peak of a row of zeros
 class Int8Linear(nn.Module):
     """A linear layer with weights (O, I) of 8 bits, for inputs (B, ..., I) in float32 on a CPU.
 
-    They are here twice: `packed` for PyTorch's kernel, which several tokens go through, and as loops.py reads them, for
-    few tokens: as bytes `weight` (O, I padded to whole lines of memory), each with its row's `scale` (O,).
+    They are here twice: as PyTorch multiplies them (`pack`), for several tokens, and as loops.py reads them, for few
+    tokens: as bytes `weight` (O, I padded to whole lines of memory), each with its row's `scale` (O,).
     """
 
     def __init__(self, linear: nn.Linear, input_levels: int = LEVELS):
         super().__init__()
         self.input_levels, self.bias = input_levels, linear.bias
-        rounded = round_weights(linear.weight.detach().float())
-        self.packed = torch.ops.quantized.linear_prepack(rounded, None)
-        self.scale = rounded.q_per_channel_scales().float()
-        weight = nn.functional.pad(rounded.int_repr().short() + OFFSET, (0, -linear.in_features % LINE), value=OFFSET)
+        values, self.scale = round_weights(linear.weight.detach().float())
+        self.packed = pack(values, self.scale)
+        weight = nn.functional.pad(values.short() + OFFSET, (0, -linear.in_features % LINE), value=OFFSET)
         self.weight = weight.to(torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
         peak = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)  # (..., 1)
-        y = int8_product(x / peak, self.packed, self.input_levels)
+        if isinstance(self.packed, Tensor):
+            y = plain_product(x / peak, self.packed, self.input_levels) * self.scale
+        else:
+            y = int8_product(x / peak, self.packed, self.input_levels)
         return y * peak if self.bias is None else torch.addcmul(self.bias, y, peak)
 
     def _save_to_state_dict(self, *args, **kwargs) -> None:
         raise ValueError("an int8 model is for generating only; save the model that it was made of")
 
 
-def round_weights(weight: Tensor) -> Tensor:
-    """Weights (O, I) rounded to 8 bits, a scale for each output."""
+def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (O, I) rounded to 8 bits, int8, and the scale of each output (O,)."""
     scale = weight.abs().amax(1).clamp_min(TINY) / LEVELS
-    with warnings.catch_warnings():  # PyTorch will drop quantized tensors one day: quantize_int8 is ready for that
-        warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
-        return torch.quantize_per_channel(weight, scale, torch.zeros_like(scale).int(), 0, torch.qint8)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def pack(values: Tensor, scale: Tensor) -> torch.ScriptObject | Tensor:
+    """Weights (O, I) as PyTorch's kernel for 8 bits has them; where it has none, as on Arm, as float32.
+
+    Some builds refuse only the product. PyTorch will drop this kernel one day.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+            zero = torch.zeros_like(scale).int()
+            packed = torch.ops.quantized.linear_prepack(
+                torch._make_per_channel_quantized_tensor(values, scale, zero, 0), None
+            )
+        int8_product(torch.zeros(1, values.size(1)), packed, LEVELS)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return values.float()
+    return packed
 
 
 def int8_product(x: Tensor, packed: torch.ScriptObject, levels: int) -> Tensor:
@@ -64,12 +84,21 @@ def int8_product(x: Tensor, packed: torch.ScriptObject, levels: int) -> Tensor:
     return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / levels, levels + 1, packed)
 
 
-def exact_levels() -> int:
-    """How many levels of input this CPU can multiply without overflow. RuntimeError where it has no int8 kernel.
+def plain_product(x: Tensor, values: Tensor, levels: int) -> Tensor:
+    """The same in float32, for weights without their scale. So many columns at a time that the sums are exact integers,
+    whatever the order of the additions: a token's numbers are the same in each batch."""
+    parts = zip((x * levels).round().split(EXACT, dim=-1), values.split(EXACT, dim=1), strict=True)
+    return functools.reduce(torch.add, (nn.functional.linear(*part) for part in parts)) / levels
 
-    CPUs without VNNI add two products in 16 bits, which large numbers overflow: they get inputs of 7 bits.
+
+def exact_levels() -> int:
+    """How many levels of input can be multiplied without overflow here.
+
+    PyTorch's kernel adds two products in 16 bits on CPUs without VNNI: there, inputs get 7 bits.
     """
-    packed = torch.ops.quantized.linear_prepack(round_weights(torch.full((16, 64), float(LEVELS))), None)  # scale 1
+    packed = pack(torch.full((16, 64), LEVELS, dtype=torch.int8), torch.ones(16))
+    if isinstance(packed, Tensor):
+        return LEVELS
     exact = int8_product(torch.ones(1, 64), packed, LEVELS)[0, 0].item() == 64 * LEVELS
     return LEVELS if exact else LEVELS // 2
 
@@ -77,8 +106,7 @@ def exact_levels() -> int:
 def quantize_int8(model: GPT) -> GPT:
     """A copy of a model on a CPU for generating, its linear layers in 8 bits; the model itself stays as it is.
 
-    Where this machine or this PyTorch cannot do it, the copy is as it was, and a RuntimeWarning says so. Raises
-    ValueError for a model on another device or not in float32.
+    Raises ValueError for a model on another device or not in float32.
     """
     weight = model.wte.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
@@ -87,11 +115,7 @@ def quantize_int8(model: GPT) -> GPT:
     result = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # the parameters are shared, not copied
     places = [(parent, name) for parent in result.modules() for name, child in parent.named_children()
               if isinstance(child, nn.Linear) and name != "router"]  # fmt: skip
-    try:
-        levels = exact_levels()
-        for parent, name in tqdm(places, desc="int8", unit="layer", delay=1, leave=False):
-            setattr(parent, name, Int8Linear(getattr(parent, name), levels))
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        warnings.warn(f"no int8 on this machine, going on in float32: {error}", RuntimeWarning, stacklevel=2)
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    levels = exact_levels()
+    for parent, name in tqdm(places, desc="int8", unit="layer", delay=1, leave=False):
+        setattr(parent, name, Int8Linear(getattr(parent, name), levels))
     return result.eval()

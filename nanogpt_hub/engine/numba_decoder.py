@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt_hub.edits.core import blocks_of
-from nanogpt_hub.engine.int8 import Int8Linear
+from nanogpt_hub.engine.int8 import LINE, Int8Linear
 from nanogpt_hub.engine.intrinsics import Layer, Pass
 from nanogpt_hub.engine.kernels import ACTIVATIONS, decode_pass
 from nanogpt_hub.engine.numba_sampler import SAMPLERS, choose
@@ -26,7 +26,6 @@ from nanogpt_hub.engine.tuning import LANES, MAX_ROWS, PER_THREAD_BYTES
 from nanogpt_hub.model import GPT, MLP, KVCache
 
 LARGEST_INT8_INPUTS = 2**16  # sums of more products of bytes could overflow 32 bits
-MODULES = (nn.Linear, Int8Linear, nn.Embedding, nn.Dropout, nn.Identity, nn.ModuleList)
 
 
 class NumbaDecoder(TorchDecoder):
@@ -100,13 +99,27 @@ class NumbaDecoder(TorchDecoder):
 
 def supports(model: GPT, cache: KVCache) -> bool:
     """Whether the kernels compute this model: a structure they know, plain layers (no adapters) in float32 or 8 bits,
-    in the memory of a CPU."""
-    tensors = [cache.k, cache.v, *model.parameters()]
+    in the memory of a CPU. They read by address and check nothing, so all shapes are compared with the config's."""
+    cfg, tensors = model.config, [cache.k, cache.v, *model.parameters()]
+    shape = (cfg.n_layer, len(cache.lengths), cfg.kv_heads, cache.k.size(3), cfg.head_dim)
     return (
-        known_structure(model, MODULES)
+        known_structure(model, is_int8_layer)
         and all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-        and model.config.ffn_width <= LARGEST_INT8_INPUTS
+        and cache.k.shape == cache.v.shape == shape
+        and cfg.ffn_width <= LARGEST_INT8_INPUTS
         and len({module.input_levels for module in model.modules() if type(module) is Int8Linear}) <= 1
+    )
+
+
+def is_int8_layer(module: nn.Module, fresh: nn.Linear) -> bool:
+    """Whether a module lies in memory as the kernels read a linear layer of 8 bits with the shape of `fresh`."""
+    if type(module) is not Int8Linear:
+        return False
+    (O, I), weight, scale = fresh.weight.shape, module.weight, module.scale
+    return (
+        (weight.shape, weight.dtype, scale.shape, scale.dtype) == ((O, I + -I % LINE), torch.uint8, (O,), torch.float32)
+        and getattr(module.bias, "shape", None) == getattr(fresh.bias, "shape", None)
+        and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (weight, scale))
     )
 
 

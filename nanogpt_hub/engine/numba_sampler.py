@@ -226,8 +226,8 @@ def choose(
     chosen, likeliest, one = np.empty(B, Found), np.empty((B, n), Found), np.empty(1, Choice)
     functions = (team().functions[name] for name in ("omp_get_thread_num", "omp_get_num_threads"))
     one[0] = (
-        B, V, vocab_size, top_k, n, logits.data_ptr(), uniform.data_ptr(), chosen.ctypes.data, likeliest.ctypes.data,
-        *functions, temperature, math.log(min_p) if min_p else -math.inf,
+        B, V, vocab_size, min(top_k, vocab_size), n, logits.data_ptr(), uniform.data_ptr(), chosen.ctypes.data,
+        likeliest.ctypes.data, *functions, temperature, math.log(min_p) if min_p else -math.inf,
     )  # fmt: skip
     team().run(sample_rows, one.ctypes.data, min(B, torch.get_num_threads()))
     return ((*row, others) for row, others in zip(chosen.tolist(), likeliest.tolist(), strict=True))

@@ -12,9 +12,8 @@
 | auto  | numba where its code is ready and stamped (prepare.py), else torch |
 
 Each of the fast ones is compared with model.py at first use with a model (check.py). Where it does not know the model
-or gives other numbers, the next slower one takes its place, with a sentence in the log; where model.py was edited, all
-goes the plain way. `NANOGPT_HUB_ENGINE` sets what
-"auto" means when nothing else is asked for.
+or gives other numbers, the next slower one takes its place, with a sentence in the log. Where model.py was edited, all
+goes the plain way and nothing is compiled. `NANOGPT_HUB_ENGINE` is what counts when no engine is asked for.
 """
 
 import logging
@@ -31,7 +30,7 @@ import torch
 from nanogpt_hub.edits.core import running_core
 from nanogpt_hub.engine import ENGINES
 from nanogpt_hub.engine.check import first_difference, pieces_for
-from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure
+from nanogpt_hub.engine.torch_decoder import PlainDecoder, TorchDecoder, known_structure, structure
 from nanogpt_hub.model import GPT, KVCache
 
 logger = logging.getLogger("nanogpt_hub.engine")
@@ -47,15 +46,13 @@ class Engine:
     code: ModuleType | None = None  # numba_decoder.py, its compiled code loaded
 
     def decoder(self, model: GPT, cache: KVCache) -> PlainDecoder:
-        """The fastest decoder of this engine that knows the model and was seen to agree with it. With an edited core it
-        is model.py itself: an edit may show only far into a context, or once the weights are trained."""
-        if self.name == "plain" or not core_is_known():
-            return PlainDecoder(model, cache)
-        if self.code and self.code.supports(model, cache) and agrees(model, self.code.NumbaDecoder):
-            return self.code.NumbaDecoder(model, cache)
-        if known_structure(model) and agrees(model, TorchDecoder):
-            return TorchDecoder(model, cache)
-        return PlainDecoder(model, cache)
+        """The fastest decoder of this engine that knows the model and was seen to agree with it."""
+        made = None
+        if self.code and self.code.supports(model, cache):
+            made = trusted(self.code.NumbaDecoder, model, cache)
+        if made is None and self.name != "plain" and known_structure(model):
+            made = trusted(TorchDecoder, model, cache)
+        return made or PlainDecoder(model, cache)
 
 
 PLAIN = Engine("plain")
@@ -63,24 +60,30 @@ PLAIN = Engine("plain")
 
 # ---- whether a fast decoder agrees with the model ----
 
-verdicts: "weakref.WeakKeyDictionary[GPT, dict[type, bool]]" = weakref.WeakKeyDictionary()
+# Model -> class of decoder -> the structure with which they were compared, and whether they agreed.
+verdicts: "weakref.WeakKeyDictionary[GPT, dict[type, tuple[list, bool]]]" = weakref.WeakKeyDictionary()
 
 
-def agrees(model: GPT, decoder: type[PlainDecoder]) -> bool:
-    """Whether a decoder gives what the model gives: compared at first use, then remembered for the model."""
-    known = verdicts.setdefault(model, {})
-    if decoder not in known:
-        try:
-            difference = first_difference(model, decoder, pieces=pieces_for(model.config.block_size))
-        except Exception as error:  # a core may be edited in any way; what matters is that the plain way goes on
-            difference = f"{type(error).__name__}: {error}"
-        known[decoder] = difference is None
-        if difference:
-            logger.warning(
-                f"the {decoder.engine} engine does not compute what model.py computes ({difference}), so it is "
-                "switched off for this model: generation goes on a slower way"
-            )
-    return known[decoder]
+def trusted(kind: type[PlainDecoder], model: GPT, cache: KVCache) -> PlainDecoder | None:
+    """A decoder of a kind if it gives what the model gives, else None. They are compared at first use, and again when
+    the structure of the model has changed."""
+    known, found, made = verdicts.setdefault(model, {}), structure(model), None
+    compared, agreed = known.get(kind, ([], True))
+    if compared == found and not agreed:
+        return None
+    try:
+        pieces = pieces_for(model.config.block_size)
+        difference = None if compared == found else first_difference(model, kind, pieces=pieces)
+        made = None if difference else kind(model, cache)
+    except Exception as error:  # a model may be changed in any way; what matters is that the plain way goes on
+        difference = f"{type(error).__name__}: {error}"
+    known[kind] = found, made is not None
+    if difference:
+        logger.warning(
+            f"the {kind.engine} engine does not compute what model.py computes ({difference}), so it is "
+            "switched off for this model: generation goes on a slower way"
+        )
+    return made
 
 
 def core_is_known() -> bool:
@@ -99,6 +102,8 @@ class Preparation:
         self.code: ModuleType | None = None
         self.watcher: threading.Thread | None = None  # of the child that this process started
         self.over = False  # nothing more will come: no Numba, or it failed
+        self.missing = ""  # why Numba cannot be imported
+        self.warned = False
 
     def poll(self) -> ModuleType | None:
         """The code if it is there; else has a child make it, once, and returns None. Never raises, never waits for a
@@ -109,12 +114,14 @@ class Preparation:
             return self.code
 
     def wait(self) -> ModuleType | None:
-        """The code, however long its preparation takes; None where it cannot be had."""
+        """The code, however long its preparation takes; None where it cannot be had, which a warning explains."""
         while self.poll() is None and not self.over:
             if self.watcher and self.watcher.is_alive():
                 self.watcher.join()
             else:  # another process does it
                 time.sleep(0.2)
+        if self.missing:  # without Numba a warning is for those who asked for it
+            self._warn(self.missing)
         return self.code
 
     def _look(self) -> None:
@@ -122,31 +129,33 @@ class Preparation:
             from nanogpt_hub.engine import prepare
 
             path = prepare.folder()
+            prepare.check_private(path)
             stamp = prepare.read_stamp(path)
-            if stamp.status == "ready":
-                if not self._load(path):  # the code is gone: a child makes it anew
-                    prepare.forget(path)
-                    self._start(path)
-            elif (self.watcher and self.watcher.is_alive()) or prepare.is_at_work(path):
+            if stamp.status == "ready" and not self._load(path, stamp.code):
+                stamp = stamp._replace(status="lost", reason="its code was damaged again and again")
+                prepare.write_stamp(path, stamp)  # a child makes it anew
+            if self.code or (self.watcher and self.watcher.is_alive()) or prepare.is_at_work(path):
                 return
-            elif self.watcher or not stamp.may_try:
-                self._give_up(stamp.reason or "an earlier attempt did not end", quiet=self.watcher is not None)
+            if self.watcher or not stamp.may_try:
+                self._give_up(stamp.reason or "an earlier attempt did not end")
             else:
                 self._start(path)
-        except ImportError:  # no Numba here
-            self.over = True
+        except ImportError as error:
+            self.over, self.missing = True, f"Numba cannot be imported: {error}"
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
 
-    def _load(self, path: Path) -> bool:
-        """Loads stamped code. False where its files are gone; a second time, after they were made anew, an error."""
+    def _load(self, path: Path, code: str) -> bool:
+        """Loads stamped code. False where it is gone or damaged; a second time, after it was made anew, an error."""
         from nanogpt_hub.engine import numba_decoder, numba_sampler, prepare, threads
 
         try:
+            if prepare.code_hash(path) != code:
+                raise threads.NotPreparedError(f"the code in {path} is not what its stamp says")
             with threads.code_in(path / prepare.CODE):
                 for work in (numba_decoder.decode_pass, numba_sampler.sample_rows):
                     threads.entry_point(work)
-        except threads.NotPreparedError:
+        except Exception:  # a damaged file may raise anything
             if self.watcher:
                 raise
             return False
@@ -156,27 +165,28 @@ class Preparation:
     def _start(self, path: Path) -> None:
         from nanogpt_hub.engine import prepare
 
-        child = prepare.start_child(path)
+        since, child = time.time(), prepare.start_child(path)
 
         def watch() -> None:
-            stamp = prepare.record_end(path, child.wait())
+            stamp = prepare.record_end(path, child.wait(), since)
             if stamp.status == "failed":
-                warn(stamp.reason)
+                self._warn(stamp.reason)
 
         self.watcher = threading.Thread(target=watch, name="engine preparation", daemon=True)
         self.watcher.start()
 
-    def _give_up(self, reason: str, quiet: bool = False) -> None:
+    def _give_up(self, reason: str) -> None:
         self.over = True
-        if not quiet:
-            warn(reason)
+        self._warn(reason)
 
-
-def warn(reason: str) -> None:
-    logger.warning(
-        f"generation goes on in PyTorch: the compiled engine could not be prepared on this machine ({reason}); "
-        "NANOGPT_HUB_ENGINE=torch asks for no other"
-    )
+    def _warn(self, reason: str) -> None:
+        """Says once why there is no compiled code."""
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                "generation goes on in PyTorch: the compiled engine could not be prepared on this machine "
+                f"({reason}); NANOGPT_HUB_ENGINE=torch asks for no other"
+            )
 
 
 preparation = Preparation()
@@ -196,9 +206,10 @@ def engine_setting(engine: str | None = None) -> str:
 
 def open_engine(engine: str | None = None, device: str | torch.device = "cpu") -> Engine:
     """The engine for one generation on a device. "numba" waits until it is prepared; "auto" takes it if it is, and has
-    it prepared on the side if not. ValueError for an unknown name."""
+    it prepared on the side if not. With an edited core it is model.py itself: an edit may show only far into a context,
+    or once the weights are trained. ValueError for an unknown name."""
     name = engine_setting(engine)
-    if name == "plain":
+    if name == "plain" or not core_is_known():
         return PLAIN
     if name == "torch" or torch.device(device).type != "cpu":
         return Engine("torch")

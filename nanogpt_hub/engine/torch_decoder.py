@@ -10,6 +10,7 @@ which positions, where in the cache. Here each is answered once, and the layers 
 Shape legend: that of model.py, and T = 1.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Literal, NamedTuple, cast
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from nanogpt_hub.edits.core import blocks_of
-from nanogpt_hub.model import GPT, MLP, Block, CausalSelfAttention, GPTConfig, KVCache, Norm, rotary_angles, rotate
+from nanogpt_hub.model import GPT, MLP, CausalSelfAttention, GPTConfig, KVCache, Norm, rotary_angles, rotate
 
 Function = Callable[[Tensor], Tensor]
 EngineName = Literal["plain", "torch", "numba"]
@@ -39,24 +40,72 @@ SUPPORTED: dict[str, tuple | None] = {
         "router_aux_loss_coef",
     )),
 }  # fmt: skip
-CORE = (GPT, Block, CausalSelfAttention, MLP, Norm)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+SCALARS = (bool, int, float, str, type(None), GPTConfig)
+IsLinear = Callable[[nn.Module, nn.Linear], bool]
 
 
-def known_structure(model: GPT, others: tuple[type, ...] | None = None) -> bool:
-    """Whether a model is built of nothing but what the fast decoders repeat: a config that they know, the core's own
-    classes, no hooks, no replaced `forward`. `others` are the further classes that may occur (None: any)."""
+# ---- whether a model is what the fast decoders repeat ----
+
+
+def known_structure(model: GPT, may_replace: IsLinear = lambda module, fresh: True) -> bool:
+    """Whether a model is built as a new one of its config, and the fast decoders know that config.
+
+    Weights may have any values. Linear layers may be of another class (8 bits, adapters) where `may_replace` says so of
+    the module and the layer of the new model, which has shapes and no data. All else makes a model unknown: other
+    shapes or classes, a missing block, hooks, a changed attribute, a replaced function.
+    """
     values = {f.name: getattr(model.config, f.name) for f in fields(model.config)}
     if not all(name in SUPPORTED and value in (SUPPORTED[name] or (value,)) for name, value in values.items()):
         return False
     if any(getattr(torch_module, f"_global{name}") for name in HOOKS):
         return False
-    return all(
-        (type(m) in CORE if isinstance(m, CORE) else others is None or type(m) in others)
-        and not any(getattr(m, name) for name in HOOKS)
-        and "forward" not in vars(m)
-        for m in model.modules()
+    return (
+        is_like(model, new_model(model.config), may_replace)
+        and all(attends_as_new(block.attn) for block in blocks_of(model))
+        and not any(getattr(module, name) for module in model.modules() for name in HOOKS)
     )
+
+
+@functools.lru_cache(maxsize=8)
+def new_model(config: GPTConfig) -> GPT:
+    """A model of shapes alone, without data."""
+    with torch.device("meta"):
+        return GPT(config).eval()
+
+
+def is_like(module: nn.Module | None, fresh: nn.Module, may_replace: IsLinear) -> bool:
+    """Whether a module and all in it are what they are in a new model."""
+    if type(fresh) is nn.Linear and type(module) is not nn.Linear:
+        return module is not None and may_replace(module, fresh)
+    if module is None or facts(module) != facts(fresh):
+        return False
+    return all(is_like(module._modules[name], child, may_replace) for name, child in fresh.named_children())
+
+
+def facts(module: nn.Module) -> tuple:
+    """What decides how a module computes, but for the values of its weights: its class, scalars and shapes, the names
+    of its parts, and what was set on it in the place of something of its class, as a `forward`."""
+    attributes = {
+        name: value if isinstance(value, SCALARS) else type(value)
+        for name, value in vars(module).items()
+        if name[0] != "_" and name != "attend" and (isinstance(value, SCALARS) or hasattr(type(module), name))
+    }
+    shapes = {name: p if p is None else p.shape for name, p in module._parameters.items()}
+    return type(module), attributes, shapes, list(module._modules)
+
+
+def structure(model: GPT) -> list[tuple]:
+    """The `facts` of each module of a model: a decoder that gave what the model gives will do so while these stay."""
+    return [facts(module) for module in model.modules()]
+
+
+def attends_as_new(attention: CausalSelfAttention) -> bool:
+    """Whether attention is PyTorch's, or a function that is marked as the same: `attend.is_exact = True`."""
+    return attention.attend is F.scaled_dot_product_attention or getattr(attention.attend, "is_exact", False) is True
+
+
+# ---- decoders ----
 
 
 class PlainDecoder:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from nanogpt_hub import lens
 from nanogpt_hub.compare import Experiment, compare, read_experiment, tables
+from nanogpt_hub.engine.select import engine_setting
 from nanogpt_hub.generate import Token, check_ids, encode_prompt, stream_tokens
 from nanogpt_hub.hub.private import public_text, without_secrets
 from nanogpt_hub.hub.resolve import HubError, Resolved, chain
@@ -154,7 +155,7 @@ class Playground:
         model = self.models.load_int8(place) if int8 else loaded.model
         new: list[Token] = []
         shown = -math.inf  # the first token is shown at once
-        engine = "auto" if engine == "numba" else engine  # which waits for no compiler: nor shall a visitor
+        engine = "auto" if engine_setting(engine) == "numba" else engine  # no visitor waits for a compiler
         chosen = stream_tokens(model, loaded.tokenizer, [ids], config, alternatives=ALTERNATIVES, engine=engine)
         for token in chosen:
             new.append(token)

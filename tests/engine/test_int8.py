@@ -19,7 +19,15 @@ from nanogpt_hub.tokenizer import build_tokenizer
 FAMILIES = ["nanogpt", "gpt2", "pythia", "llama", "mixtral", "nanochat"]
 
 
-pytestmark = pytest.mark.usefixtures("int8_kernel")
+def no_kernel(*args):
+    raise RuntimeError("no kernel for this CPU")
+
+
+@pytest.fixture(params=["as it is", "without a kernel"], autouse=True)
+def machine(request, monkeypatch) -> None:
+    """This machine, and one for which PyTorch has no product of 8-bit weights, as on Arm: it refuses when called."""
+    if request.param == "without a kernel":
+        monkeypatch.setattr(quantize, "int8_product", no_kernel)
 
 
 def tiny_model(preset: str = "gpt2", **overrides) -> GPT:
@@ -115,21 +123,27 @@ def test_only_float32_on_the_cpu():
         quantize_int8(tiny_model().bfloat16())
 
 
-def test_without_a_kernel_it_goes_on_in_float32(monkeypatch):
-    def no_kernel(*args):
-        raise RuntimeError("no kernel for this CPU")
-
-    monkeypatch.setattr(quantize, "int8_product", no_kernel)
-    model = tiny_model()
-    with pytest.warns(RuntimeWarning, match="going on in float32: no kernel for this CPU"):
-        same = quantize_int8(model)
-    assert torch.equal(same(torch.ones(1, 4).long())[0], model(torch.ones(1, 4).long())[0])
-
-
 def test_a_kernel_that_overflows_gets_smaller_inputs(monkeypatch):
-    product = quantize.int8_product
-    monkeypatch.setattr(quantize, "int8_product", lambda x, *rest: product(x, *rest).clamp(max=2000))
+    def overflows(x, packed, levels):
+        return torch.full((len(x), 16), 2000.0)
+
+    monkeypatch.setattr(quantize, "int8_product", overflows)
+    monkeypatch.setattr(quantize, "pack", lambda values, scale: "PyTorch's")
     assert exact_levels() == 63
+
+
+def test_without_a_kernel_sums_are_exact_integers(monkeypatch):
+    """Longer rows than float32 can add up at once: each part is exact, in whatever order it is added."""
+    monkeypatch.setattr(quantize, "int8_product", no_kernel)
+    torch.manual_seed(0)
+    linear = nn.Linear(3000, 8, bias=False)
+    layer, x = Int8Linear(linear, exact_levels()), torch.rand(5, 3000)
+    assert (layer.input_levels, layer.packed.dtype) == (127, torch.float32)
+    with torch.inference_mode():
+        peak = x.amax(-1, keepdim=True)
+        expected = (x / peak * 127).round().long() @ layer.packed.long().T  # (5, 8)
+        torch.testing.assert_close(layer(x), expected / 127 * layer.scale * peak, rtol=1e-6, atol=1e-6)
+        assert torch.equal(layer(x), torch.cat([layer(row) for row in x.split(1)]))
 
 
 def test_no_warning_where_it_works():

@@ -60,7 +60,7 @@ def close(got: list[float], expected: list[float]) -> None:
 
 @pytest.mark.parametrize("V", [1, 7, 65, 300, 5000])
 @pytest.mark.parametrize("temperature", [0, 1e-6, 0.01, 0.8, 1, 2.5])
-@pytest.mark.parametrize("top_k", [None, 1, 2, 20, 200, 4999])
+@pytest.mark.parametrize("top_k", [None, 1, 2, 20, 200, 4999, 2**63 - 1])
 def test_same_choice_for_every_row(V, temperature, top_k):
     config, rows = SamplingConfig(temperature=temperature, top_k=top_k), 33
     uniform = torch.rand(rows, 1, generator=torch.Generator().manual_seed(1))

@@ -1,28 +1,36 @@
 """Which engine answers, and that nothing fast can take a text, a number or the process with it."""
 
+import argparse
 import dataclasses
 import functools
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import ROOT, make_gpt, make_model
+from torch import nn
 
 from nanogpt_hub import sampling
-from nanogpt_hub.engine import prepare, select
-from nanogpt_hub.engine.int8 import quantize_int8
+from nanogpt_hub.commands import common
+from nanogpt_hub.engine import int8, prepare, select, torch_decoder
+from nanogpt_hub.engine.int8 import Int8Linear, quantize_int8
 from nanogpt_hub.engine.torch_decoder import SUPPORTED, PlainDecoder, TorchDecoder, known_structure
 from nanogpt_hub.generate import generate_naive, stream_tokens
-from nanogpt_hub.model import Block, GPTConfig, KVCache
+from nanogpt_hub.model import Block, CausalSelfAttention, GPTConfig, KVCache
 from nanogpt_hub.sampling import SamplingConfig, sampler
+from train.attention import use_short_attention
 
 CONFIG = SamplingConfig(max_new_tokens=12, seed=0)
 
@@ -126,6 +134,93 @@ def test_a_subclass(fast, truth):
     assert written(model, fast) == (truth(model), "plain")
 
 
+def without_blocks(model):
+    model.h = model.h[:2]
+
+
+def narrowed(model):
+    mlp = model.h[1].mlp
+    for layer, name, dim in ((mlp.c_fc, "weight", 0), (mlp.c_fc, "bias", 0), (mlp.c_proj, "weight", 1)):
+        setattr(layer, name, nn.Parameter(getattr(layer, name).detach().narrow(dim, 0, 40).contiguous()))
+
+
+def without_mlp(model):
+    model.h[0].mlp = nn.Identity()
+
+
+def parallel(model):
+    model.h[0].parallel = True
+
+
+def other_eps(model):
+    model.ln_f.eps = 0.5
+
+
+def windowed(model):
+    """Eight tokens in sight: not to be seen in a comparison of three."""
+
+    def attend(q, k, v, mask=None, is_causal=False, enable_gqa=False):
+        (T, S), seen = (q.size(2), k.size(2)), torch.arange(k.size(2))
+        here = torch.arange(S - T, S)[:, None]
+        return F.scaled_dot_product_attention(q, k, v, (seen <= here) & (seen > here - 8), enable_gqa=enable_gqa)
+
+    model.h[1].attn.attend = attend
+
+
+CHANGES = [without_blocks, narrowed, without_mlp, parallel, other_eps, windowed]
+
+
+@pytest.mark.parametrize("when", ["before the first text", "after it"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_is_not_what_its_config_says(change, when, fast, truth):
+    model = make_gpt()
+    if when == "after it":
+        assert written(model, fast)[1] == fast
+    change(model)
+    assert written(model, fast) == (truth(model), "plain")
+
+
+def test_attention_replaced_in_the_class(fast, truth, monkeypatch):
+    model, other = make_gpt(), make_gpt()
+    windowed(other)
+    monkeypatch.setattr(CausalSelfAttention, "attend", staticmethod(other.h[1].attn.attend))
+    assert written(model, fast) == (truth(model), "plain")
+
+
+def test_the_trainers_attention_is_the_same(fast, truth):
+    model = make_gpt()
+    use_short_attention(model)
+    assert written(model, fast) == (truth(model), fast)
+
+
+def test_a_layer_that_is_replaced_after_the_first_text_is_compared_again(fast, truth, caplog):
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (x.dim() == 3)  # nothing for inputs as the decoder gives them
+
+    model = make_gpt()
+    assert written(model, fast)[1] == fast
+    model.h[0].mlp.c_fc.__class__ = Odd
+    assert written(model, fast) == (truth(model), "plain")
+    assert "the torch engine does not compute what model.py computes" in caplog.text
+
+
+@pytest.mark.usefixtures("int8_kernel")
+def test_a_layer_in_8_bits_of_another_shape(fast):
+    small = quantize_int8(make_gpt())
+    small.h[1].mlp.c_fc, small.h[1].mlp.c_proj = (
+        Int8Linear(nn.Linear(*shape), int8.exact_levels()) for shape in ((96, 40), (40, 96))
+    )
+    assert written(small, fast)[1] == "torch"  # which calls the layers, whatever their shape
+
+
+def test_looking_at_a_model_draws_no_random_numbers():
+    model, before = make_gpt(), torch.get_rng_state()
+    torch_decoder.new_model.cache_clear()
+    assert known_structure(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_decoder_that_computes_something_else_is_switched_off(fast, monkeypatch, truth, caplog, request):
     decoder = TorchDecoder if fast == "torch" else request.getfixturevalue("compiled").NumbaDecoder
     hidden = decoder.hidden
@@ -171,10 +266,12 @@ def test_short_contexts_are_compared_too(block_size, fast):
     assert written(model, fast)[1] == fast
 
 
-def test_an_edited_core_goes_the_plain_way(fast, monkeypatch, truth):
+@pytest.mark.parametrize("engine", ["auto", "torch", "numba"])
+def test_an_edited_core_goes_the_plain_way_and_nothing_is_compiled(engine, monkeypatch, truth):
     monkeypatch.setattr(select, "core_is_known", lambda: False)
+    monkeypatch.setattr(select, "preparation", None)
     model = make_gpt()
-    assert written(model, fast) == (truth(model), "plain")
+    assert written(model, engine) == (truth(model), "plain")
 
 
 def test_a_new_sampler_works_in_every_engine(compiled, monkeypatch, truth):
@@ -224,23 +321,175 @@ def test_a_failure_is_not_tried_again_for_a_day(stamped, caplog):
     assert len(started) == 1
 
 
-def test_code_without_its_files_is_not_compiled_here(stamped, caplog, monkeypatch):
+@pytest.fixture
+def unloaded(monkeypatch):
+    """threads.py, as if no code had been loaded yet."""
     pytest.importorskip("numba")
     from nanogpt_hub.engine import threads
 
-    monkeypatch.setattr(threads, "entry_point", functools.cache(threads.entry_point.__wrapped__))  # nothing loaded yet
-    started = stamped(status="ready")
+    monkeypatch.setattr(threads, "entry_point", functools.cache(threads.entry_point.__wrapped__))
+    return threads
+
+
+def test_code_without_its_files_is_not_compiled_here(stamped, caplog, unloaded, tmp_path):
+    started = stamped(status="ready", code=prepare.code_hash(tmp_path))
     assert written(make_gpt(), "auto")[1] == "torch"
     assert len(started) == 1  # a child makes them anew
     assert not caplog.records
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch):
+def test_code_that_is_not_the_stamps_is_not_loaded(stamped, caplog, unloaded, monkeypatch):
+    monkeypatch.setattr(unloaded, "entry_point", lambda work: None)  # what would load it
+    started = stamped(status="ready", code="another one")
+    assert written(make_gpt(), "auto")[1] == "torch"
+    assert len(started) == 1
+    assert not caplog.records
+
+
+def test_damaged_code_is_made_anew_but_not_again_and_again(stamped, caplog, unloaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(unloaded, "entry_point", lambda work: pickle.loads(b""))
+    good = dict(status="ready", code=prepare.code_hash(tmp_path), when=time.time())
+    started = stamped(**good, attempts=1)
+    assert select.open_engine("auto").name == "torch"
+    assert len(started) == 1
+    assert not caplog.records
+    stamped(**good, attempts=2)
+    assert select.open_engine("auto").name == "torch"
+    assert len(started) == 1
+    assert "its code was damaged again and again" in caplog.text
+
+
+def test_a_child_begins_without_the_code_of_before(unloaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(unloaded, "entry_point", None)  # so that it ends soon
+    (tmp_path / prepare.CODE).mkdir()
+    (tmp_path / prepare.CODE / "half.nbi").write_bytes(b"half")
+    assert prepare.run_child(tmp_path) == 1
+    assert not list((tmp_path / prepare.CODE).glob("*"))
+    assert prepare.read_stamp(tmp_path).status == "failed"
+
+
+def test_a_child_says_what_is_wrong_with_its_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("NANOGPT_HUB_ENGINE_SECONDS", "abc")
+    assert prepare.run_child(tmp_path) == 1
+    stamp = prepare.read_stamp(tmp_path)
+    assert (stamp.status, stamp.attempts) == ("failed", 1)
+    assert "NANOGPT_HUB_ENGINE_SECONDS is 'abc'; it must be a number of seconds" in stamp.reason
+
+
+def test_a_child_that_died_before_its_first_stamp_is_counted(monkeypatch, tmp_path):
+    (tmp_path / "log.txt").write_text("OSError: No space left on device\n")
+    for attempts in (1, 2):
+        stamp = prepare.record_end(tmp_path, 1, time.time())
+        assert (stamp.status, stamp.attempts) == ("failed", attempts)
+        assert stamp.reason == "the compiling process ended with status 1 (OSError: No space left on device)"
+    assert not prepare.read_stamp(tmp_path).may_try
+    monkeypatch.setattr(prepare, "write_stamp", lambda *_: os.listdir(os.devnull))  # an OSError, as of a full disk
+    assert prepare.record_end(tmp_path, -9, time.time()).reason.startswith("the compiling process ended with signal 9")
+
+
+def test_a_child_waits_for_those_who_only_look(monkeypatch, tmp_path):
+    monkeypatch.setattr(prepare, "compile_and_stamp", lambda path: 0)
+    held = threading.Event()
+
+    def look() -> None:
+        with prepare.lock_of(tmp_path):
+            held.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    held.wait()
+    assert prepare.run_child(tmp_path) == 0
+    thread.join()
+    monkeypatch.setattr(prepare, "PATIENCE", 0)
+    with prepare.lock_of(tmp_path):
+        assert prepare.run_child(tmp_path) == prepare.BUSY
+
+
+def test_a_child_gets_no_ctrl_c_of_windows(monkeypatch, tmp_path):
+    for name, value in (("CREATE_NEW_PROCESS_GROUP", 0x200), ("CREATE_NO_WINDOW", 0x8000000)):
+        monkeypatch.setattr(subprocess, name, value, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **options: options)
+    assert prepare.start_child(tmp_path)["creationflags"] == 0x8000200
+
+
+# ---- where code and stamp are ----
+
+only_posix = pytest.mark.skipif(os.name != "posix", reason="not proved here: folders have no modes on Windows")
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """The usual folder, and the one among the temporary files that stands in for it."""
     pytest.importorskip("numba")
+    monkeypatch.setenv("NANOGPT_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    mine = f"engine-{os.getuid()}" if os.name == "posix" else "engine"
+    return tmp_path / "cache" / mine / prepare.key(), tmp_path / "tmp" / f"nanogpt-hub-{mine}" / prepare.key()
+
+
+def found_folder() -> Path:
+    return prepare.folder.__wrapped__()
+
+
+def test_without_a_cache_the_code_is_kept_among_the_temporary_files(places, monkeypatch):
+    assert found_folder() == places[0]
     monkeypatch.setenv("NANOGPT_HUB_CACHE", os.devnull + "/nowhere")
-    path = prepare.folder.__wrapped__()
-    assert path.is_dir()
-    assert path.stat().st_mode & 0o077 == 0 or os.name == "nt"
+    assert found_folder() == found_folder() == places[1]
+    monkeypatch.delenv("NANOGPT_HUB_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert found_folder() == places[1]
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def replaced_by_a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+SPOILED = {
+    "the folder": lambda path: path.chmod(0o770),
+    "the one that holds it": lambda path: path.parent.chmod(0o707),
+    "the cache": lambda path: path.parents[1].chmod(0o777),
+    "a link": replaced_by_a_link,
+}
+
+
+@only_posix
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_folder_that_others_can_write_to_is_not_used(what, places, monkeypatch):
+    old = os.umask(0o002)  # a new folder is one's group's too
+    assert found_folder() == places[0]
+    os.umask(old)
+    places[0].parents[1].chmod(0o1777)  # many may share a cache, if nobody can rename what others have in it
+    assert found_folder() == places[0]
+    SPOILED[what](places[0])
+    with pytest.raises(PermissionError):
+        prepare.run_child(places[0])
+    assert found_folder() == places[1]
+    SPOILED[what](places[1])
+    with pytest.raises(PermissionError):
+        found_folder()
+
+
+@only_posix
+def test_a_folder_of_somebody_else_is_not_used(places, monkeypatch):
+    path, me = found_folder(), os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    with pytest.raises(PermissionError, match="this user alone"):
+        prepare.check_private(path)
+
+
+@only_posix
+def test_stamped_code_is_not_loaded_where_others_can_write(stamped, caplog, tmp_path):
+    started = stamped(status="ready")
+    tmp_path.chmod(0o777)
+    assert select.open_engine("auto").name == "torch"
+    assert started == []
+    assert "must be a folder of this user alone" in caplog.text
 
 
 def test_a_stamp_that_is_damaged_counts_as_none(tmp_path):
@@ -291,7 +540,7 @@ def test_a_command_does_not_wait_for_its_compiler_and_the_next_finds_the_code(co
     first = command(folder, ROOT, tmp_path, "--engine", "auto", NANOGPT_HUB_ENGINE="")
     assert first.returncode == 0, first.stderr
     assert "engine torch]" in first.stderr
-    (path,) = (tmp_path / "engine").iterdir()
+    (path,) = tmp_path.glob("engine*/*")
     stamp = prepare.read_stamp(path)
     assert stamp.status in ("started", "none")
     while prepare.read_stamp(path).status == "none":  # the child has yet to begin
@@ -313,6 +562,32 @@ def test_without_numba_all_goes_on(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "engine torch]" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_numba_asked_for_by_name_where_there_is_none(monkeypatch, caplog, capsys):
+    def no_numba():
+        raise ModuleNotFoundError("No module named 'numba'")
+
+    monkeypatch.setattr(prepare, "folder", no_numba)
+    monkeypatch.setattr(select, "preparation", select.Preparation())
+    assert select.open_engine("auto").name == "torch"
+    assert not caplog.records
+    for _ in range(2):
+        assert select.open_engine("numba").name == "torch"
+    assert caplog.text.count("(Numba cannot be imported: No module named 'numba')") == 1
+    assert prepare.main([]) == 1
+    assert capsys.readouterr().err == "engine: failed: No module named 'numba'\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "edited", "sentence"),
+    [("cuda", False, "is for CPUs: on cuda PyTorch generates"), ("cpu", True, "model.py itself generates")],
+)
+def test_a_command_says_why_it_does_not_compile(device, edited, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(common, "core_is_known", lambda: not edited)
+    monkeypatch.setattr(common, "preparation", None)
+    common.prepare_engine(argparse.Namespace(engine="numba", device=device))
+    assert sentence in capsys.readouterr().err
 
 
 def test_plain_is_the_model_itself(monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from helpers import HOSTILE, files_of, make_model
 
 from nanogpt_hub.checkpoint import CheckpointError, save_model
+from nanogpt_hub.engine import select
 from nanogpt_hub.engine.int8 import quantize_int8
 from nanogpt_hub.generate import generate, stream_tokens
 from nanogpt_hub.hub.resolve import HubError, Resolved
@@ -315,6 +316,14 @@ def test_closing_ends_the_work(playground, place, monkeypatch):
     next(stream)
     stream.close()
     assert len(steps) == 1
+
+
+def test_no_visitor_waits_for_a_compiler(playground, place, monkeypatch):
+    monkeypatch.setenv(select.VARIABLE, "numba")
+    monkeypatch.setattr(select, "preparation", busy := select.Preparation())
+    monkeypatch.setattr(busy, "poll", lambda: None)
+    monkeypatch.setattr(busy, "wait", None)
+    assert write(playground, place)[-1].engine == "torch"
 
 
 @pytest.mark.parametrize("int8", [False, True])

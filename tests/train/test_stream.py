@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from helpers import own_package
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -361,17 +361,16 @@ time.sleep(10**6)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_process_ends_with_the_one_that_was_killed(tmp_path, workers):
-    command = [sys.executable, "-c", ENDLESS, str(tmp_path), workers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own_package()) as trainer:
-        lock = FileLock(f"{trainer.stdout.readline().strip()}.lock")
-        while not (Path(lock.lock_file[:-5]) / HEADER).is_file():  # written by the one that holds the lock
+def test_the_process_and_its_workers_end_with_the_one_that_was_killed(tmp_path, workers):
+    command, pipe = [sys.executable, "-c", ENDLESS, str(tmp_path), workers], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own_package()) as trainer:
+        folder = Path(trainer.stdout.readline().strip())
+        while not (folder / shards.shard_name(0)).is_file():  # something is encoded
             assert trainer.poll() is None
             time.sleep(0.05)
-        with pytest.raises(Timeout):
-            lock.acquire(timeout=0)
         trainer.kill()
-    with lock.acquire(timeout=120):
+        trainer.communicate(timeout=120)  # until nobody has its standard error any more
+    with FileLock(f"{folder}.lock", timeout=0):
         pass
 
 
