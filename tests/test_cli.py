@@ -185,6 +185,15 @@ def test_eval(saved, text, capsys):
     assert rows["tokens"].split()[0] == f"{text.stat().st_size - 1:,}"
 
 
+@pytest.mark.parametrize(("variable", "flags", "used"), [("", [], "plain"), ("torch", [], "torch"),
+                                                       ("torch", ["--engine", "plain"], "plain")])  # fmt: skip
+def test_eval_measures_with_the_engine_that_is_asked_for(saved, text, variable, flags, used, capsys, monkeypatch):
+    monkeypatch.setenv("NANOGPT_HUB_ENGINE", variable)
+    command = ["eval", str(saved[0]), "--data", str(text), "--max-windows", "1", "--json", "--device", "cpu"]
+    assert cli.main([*command, *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == used
+
+
 def test_eval_as_json(saved, tmp_path, capsys):
     folder, model, tokenizer = saved
     table = tmp_path / "rows.jsonl"

@@ -28,7 +28,7 @@ from nanogpt_hub.tokenizer import Tokenizer
 
 from .auditing import look_through
 from .budget import fix_steps, keep_recorded_steps, with_steps
-from .commits import pinned, with_commits
+from .commits import at_commits, find_commits
 from .config import TrainConfig, parse
 from .data import TOKENS, Data
 from .facts import change_line, command_line, flat, lasting_facts
@@ -155,8 +155,8 @@ def run(
         if processes.is_main_process:  # (Accelerate's own print is one of each machine)
             print(without_secrets(line))
 
-    main_data = on_main(lambda: pinned(config.data, cache_folder(config), say, state))
-    config = replace(config, data=with_commits(config.data, main_data))
+    found = on_main(lambda: find_commits(config.data, cache_folder(config), say, state))
+    config = replace(config, data=at_commits(config.data, found))
     sharing = Sharing(config.hub, out, say) if config.hub.repo_id and processes.is_main_process else None
     source = open_source_of(config)
     looked = look_through(config, source) if processes.is_main_process else None
@@ -179,9 +179,8 @@ def run(
             *lines,
             *model_lines(config, gpt, data),
             *plan_lines(trainer.config, trainer),
+            *resume_lines(trainer, state),
         ):
-            say(line)
-        for line in resume_lines(trainer, state):
             say(line)
         closing = [*(train(trainer, parsed, parser, lock, state) if not trainer.finished else finished_lines(trainer))]
     left = sharing.finish() if sharing else []

@@ -8,7 +8,7 @@ from nanogpt_hub.checkpoint import CheckpointError
 from nanogpt_hub.commands.common import open_model, prepare_engine, say
 from nanogpt_hub.compare import compare, plot, read_experiment, tables
 from nanogpt_hub.corpus.audit import VERBATIM, audit, overlap
-from nanogpt_hub.engine.select import open_engine
+from nanogpt_hub.engine.select import engine_setting, open_engine
 from nanogpt_hub.evaluate import evaluate
 from nanogpt_hub.generate import generate as generate_texts
 from nanogpt_hub.hub.resolve import resolve
@@ -21,6 +21,7 @@ from nanogpt_hub.sources import open_source
 def evaluate_model(args: argparse.Namespace) -> None:
     if args.max_windows < 0:
         raise ValueError(f"--max-windows is {args.max_windows}; it must be at least 0")
+    args.engine = engine_setting(args.engine, default="plain")
     about = dict(text_column=args.text_column, config=args.config, split=args.split, revision=args.revision)
     source = open_source(args.data, **about)
     place = resolve(args.path)
@@ -28,7 +29,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, and so cannot read a text")
     prepare_engine(args)
-    engine = open_engine(args.engine or "plain", model.wte.weight.device)
+    engine = open_engine(args.engine, model.wte.weight.device)
     result = evaluate(model, tokenizer, source, args.max_windows, engine=engine)
     measured = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
     if args.json:

@@ -195,9 +195,9 @@ preparation = Preparation()
 # ---- what a generation asks ----
 
 
-def engine_setting(engine: str | None = None) -> str:
-    """The engine that is asked for: `engine`, else NANOGPT_HUB_ENGINE, else auto. ValueError for an unknown one."""
-    name = engine or os.environ.get(VARIABLE) or "auto"
+def engine_setting(engine: str | None = None, default: str = "auto") -> str:
+    """The engine asked for: `engine`, else NANOGPT_HUB_ENGINE, else `default`. ValueError for an unknown one."""
+    name = engine or os.environ.get(VARIABLE) or default
     if name not in ENGINES:
         where = "" if engine else f" (from {VARIABLE})"
         raise ValueError(f"engine is {name!r}{where}; it must be one of {', '.join(ENGINES)}")

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from nanogpt_hub.corpus.formats import Reading
 from nanogpt_hub.sources import OfflineError, SourceError, hub_dataset, open_source
 from train import prepare, pretrain
-from train.commits import pinned
+from train.commits import at_commits, pinned
 from train.config import DataConfig
 from train.loading import text_choice, validation_choice
 from train.rows import open_rows
@@ -96,6 +96,20 @@ def test_every_source_of_a_run_is_read_at_the_commit_that_one_process_found(tiny
         looked = choice.open()
         assert (unread.fingerprint, unread.name) == (looked.fingerprint, looked.name)
     assert list(unread.documents()) == TEXTS
+
+
+def test_each_process_keeps_its_own_paths_and_other_datasets_are_not_taken_for_the_same(tmp_path):
+    sha = "a" * 40
+    for name in ("mine.txt", "theirs.txt"):
+        (tmp_path / name).write_text("text")
+    mine = DataConfig(source=str(tmp_path / "mine.txt"), mix={"me/tiny": 2.0, "me/other": 1.0, "me/tiny@v2": 1.0})
+    here = at_commits(mine, {("me/tiny", ""): sha})
+    assert here.source == mine.source
+    assert here.mix == {f"me/tiny@{sha}": 2.0, "me/other": 1.0, "me/tiny@v2": 1.0}
+    theirs = DataConfig(source="me/tiny", revision="v1", val_source="me/tiny")
+    found = at_commits(theirs, {("me/tiny", "v1"): sha})
+    assert (found.source, found.revision, found.val_source) == (f"me/tiny@{sha}", "", f"me/tiny@{sha}")
+    assert at_commits(theirs, {("me/tiny", ""): sha}) == theirs  # another revision than was asked for
 
 
 def test_two_processes_ask_once_and_read_the_same(tiny, ranks, tmp_path):
