@@ -80,7 +80,7 @@ def tokens_sha256(*ranges: TokenRange) -> str:
     for tokens in ranges:
         digest.update(f"{len(tokens)} tokens".encode())
         for start in range(0, len(tokens), 2**20):
-            digest.update(tokens.read(start, min(2**20, len(tokens) - start)))
+            digest.update(tokens.read(start, min(2**20, len(tokens) - start)).tobytes())
     return digest.hexdigest()[:16]
 
 

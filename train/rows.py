@@ -392,7 +392,7 @@ def rows_sha256(*parts: TokenRows) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for array in (rows.ids.astype("<u4"), rows.learned, rows.borders.astype("<i8")):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
     return digest.hexdigest()[:16]
 
 
