@@ -46,6 +46,7 @@ from nanogpt_hub.system.files import one_at_a_time, replacing
 
 __all__ = ["OfflineError", "Reading", "Source", "SourceError", "cache_root", "open_source"]
 
+NAMES = {"python", "stories"}  # of sources that are made here: no Hub dataset is meant
 PIECE_CHARS = 2**20  # a longer document is handed out in pieces of at most so many characters
 LISTED_FILES = 10  # of a folder's files that are in another encoding, so many are named
 ReadChunks = Callable[[Reading], Chunks]  # one pass over the documents
@@ -420,7 +421,7 @@ def hub_dataset(source: str, revision: str = "") -> tuple[str, str] | None:
     """(name, revision) of the Hub dataset that a source names, as owner/name or owner/name@revision; None for another
     kind of source, and for what is plainly meant as a file. Raises SourceError for two revisions."""
     found = HUB_NAME.fullmatch(source)
-    if not found or source in ("python", "stories") or Path(source).expanduser().exists():
+    if not found or source in NAMES or Path(source).expanduser().exists():
         return None
     if {Path(source).suffix.lower(), Path(found[1]).suffix.lower()} & FILE_SUFFIXES:
         return None
