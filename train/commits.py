@@ -64,9 +64,11 @@ def datasets_of(d: DataConfig) -> Iterator[tuple[str, str]]:
 
 
 def commits_of(state: dict) -> dict[str, str]:
-    """The commits that the run of a training state reads, by the names of the datasets."""
-    fixed = state.get("fixed", {})
-    told = {part.get("data", ""): part.get("revision", "") for part in (fixed, *fixed.get("sources", ()))}
+    """The commits that the run of a training state reads, by the names of the datasets. The state may be anybody's."""
+    fixed = state.get("fixed")
+    mixed = fixed.get("sources") if isinstance(fixed, dict) else None
+    parts = [part for part in (fixed, *(mixed if isinstance(mixed, list) else ())) if isinstance(part, dict)]
+    told = {str(part.get("data")): str(part.get("revision")) for part in parts}
     return {name: commit for name, commit in told.items() if COMMIT.fullmatch(commit)}
 
 

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from nanogpt_hub.corpus.formats import Reading
 from nanogpt_hub.sources import OfflineError, SourceError, hub_dataset, open_source
 from train import prepare, pretrain
-from train.commits import at_commits, pinned
+from train.commits import at_commits, commits_of, pinned
 from train.config import DataConfig
 from train.loading import text_choice, validation_choice
 from train.rows import open_rows
@@ -110,6 +110,12 @@ def test_each_process_keeps_its_own_paths_and_other_datasets_are_not_taken_for_t
     found = at_commits(theirs, {("me/tiny", "v1"): sha})
     assert (found.source, found.revision, found.val_source) == (f"me/tiny@{sha}", "", f"me/tiny@{sha}")
     assert at_commits(theirs, {("me/tiny", ""): sha}) == theirs  # another revision than was asked for
+
+
+@pytest.mark.parametrize("fixed", [None, 3, [], {"data": ["x"], "revision": 4}, {"sources": 7}, {"sources": [1, {}]}])
+def test_a_state_that_makes_no_sense_tells_no_commits(fixed):
+    assert commits_of({"fixed": fixed}) == {}
+    assert commits_of({}) == {}
 
 
 def test_two_processes_ask_once_and_read_the_same(tiny, ranks, tmp_path):
