@@ -36,7 +36,7 @@ if (SHARED / "tiktoken-cache").is_dir():
 import pytest
 import torch
 
-from nanogpt_hub.engine import int8, select
+from nanogpt_hub.engine import select
 
 torch.set_num_threads(1)
 
@@ -48,15 +48,6 @@ def compiled() -> ModuleType:
     code = select.preparation.wait()
     assert code, "the compiled engine could not be prepared: python -m nanogpt_hub.engine.prepare says why"
     return code
-
-
-@pytest.fixture(scope="session")
-def int8_kernel() -> None:
-    """Skips where PyTorch has no product of 8-bit weights for this CPU, as on Arm."""
-    try:
-        int8.exact_levels()
-    except RuntimeError as error:
-        pytest.skip(f"weights in 8 bits are not tested: PyTorch has no kernel for them here ({error})")
 
 
 @pytest.fixture(params=["plain", "torch", "numba"])

@@ -14,6 +14,7 @@ Small models gain nothing: what their tokens cost is calls, not bytes.
 import copy
 import functools
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,17 @@ LINE = 64  # bytes that memory gives at once
 TINY = 1e-20  # in place of the zero that is the peak of a row of zeros
 
 
+class PlainWeights(NamedTuple):
+    """Weights of 8 bits where PyTorch has no product for them, as on Arm."""
+
+    values: Tensor  # (O, I), whole numbers in float32
+    scale: Tensor  # (O,)
+
+
 class Int8Linear(nn.Module):
     """A linear layer with weights (O, I) of 8 bits, for inputs (B, ..., I) in float32 on a CPU.
 
-    They are here twice: as PyTorch multiplies them (`pack`), for several tokens, and as loops.py reads them, for few
+    They are here twice: as PyTorch multiplies them (`pack`), for several tokens, and as kernels.py reads them, for few
     tokens: as bytes `weight` (O, I padded to whole lines of memory), each with its row's `scale` (O,).
     """
 
@@ -45,10 +53,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         peak = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)  # (..., 1)
-        if isinstance(self.packed, Tensor):
-            y = plain_product(x / peak, self.packed, self.input_levels) * self.scale
+        packed, levels = self.packed, self.input_levels
+        if isinstance(packed, PlainWeights):
+            y = plain_product(x / peak, packed, levels)
         else:
-            y = int8_product(x / peak, self.packed, self.input_levels)
+            y = int8_product(x / peak, packed, levels)
         return y * peak if self.bias is None else torch.addcmul(self.bias, y, peak)
 
     def _save_to_state_dict(self, *args, **kwargs) -> None:
@@ -61,8 +70,8 @@ def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def pack(values: Tensor, scale: Tensor) -> torch.ScriptObject | Tensor:
-    """Weights (O, I) as PyTorch's kernel for 8 bits has them; where it has none, as on Arm, as float32.
+def pack(values: Tensor, scale: Tensor) -> torch.ScriptObject | PlainWeights:
+    """Weights (O, I) of 8 bits as PyTorch's kernel has them, or, where there is none, for `plain_product`.
 
     Some builds refuse only the product. PyTorch will drop this kernel one day.
     """
@@ -75,7 +84,7 @@ def pack(values: Tensor, scale: Tensor) -> torch.ScriptObject | Tensor:
             )
         int8_product(torch.zeros(1, values.size(1)), packed, LEVELS)
     except (RuntimeError, AttributeError, NotImplementedError):
-        return values.float()
+        return PlainWeights(values.float(), scale.clone())
     return packed
 
 
@@ -84,11 +93,11 @@ def int8_product(x: Tensor, packed: torch.ScriptObject, levels: int) -> Tensor:
     return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / levels, levels + 1, packed)
 
 
-def plain_product(x: Tensor, values: Tensor, levels: int) -> Tensor:
-    """The same in float32, for weights without their scale. So many columns at a time that the sums are exact integers,
-    whatever the order of the additions: a token's numbers are the same in each batch."""
-    parts = zip((x * levels).round().split(EXACT, dim=-1), values.split(EXACT, dim=1), strict=True)
-    return functools.reduce(torch.add, (nn.functional.linear(*part) for part in parts)) / levels
+def plain_product(x: Tensor, packed: PlainWeights, levels: int) -> Tensor:
+    """The same in float32. So many columns at a time that the sums are exact integers, whatever the order of the
+    additions: a token's numbers are the same in each batch."""
+    parts = zip((x * levels).round().split(EXACT, dim=-1), packed.values.split(EXACT, dim=1), strict=True)
+    return functools.reduce(torch.add, (nn.functional.linear(*part) for part in parts)) * (packed.scale / levels)
 
 
 def exact_levels() -> int:
@@ -97,7 +106,7 @@ def exact_levels() -> int:
     PyTorch's kernel adds two products in 16 bits on CPUs without VNNI: there, inputs get 7 bits.
     """
     packed = pack(torch.full((16, 64), LEVELS, dtype=torch.int8), torch.ones(16))
-    if isinstance(packed, Tensor):
+    if isinstance(packed, PlainWeights):
         return LEVELS
     exact = int8_product(torch.ones(1, 64), packed, LEVELS)[0, 0].item() == 64 * LEVELS
     return LEVELS if exact else LEVELS // 2

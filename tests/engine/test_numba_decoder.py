@@ -85,9 +85,7 @@ def test_the_pieces_are_as_exact_as_float32(kernels):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("int8", [False, True])
 @torch.inference_mode()
-def test_numbers_that_are_none_stay_so(damaged, rows, int8, compiled, request):
-    if int8:
-        request.getfixturevalue("int8_kernel")
+def test_numbers_that_are_none_stay_so(damaged, rows, int8, compiled):
     model = make_gpt()
     small = quantize_int8(model) if int8 else None
     if small and damaged != "h.0.attn.c_attn.weight":  # what is not in 8 bits is shared
@@ -150,9 +148,7 @@ def test_many_at_the_same_time(threads):
 
 
 @pytest.mark.parametrize("what", ["half", "int8", "strided", "adapter"])
-def test_what_is_not_theirs(what, compiled, request):
-    if what == "int8":
-        request.getfixturevalue("int8_kernel")
+def test_what_is_not_theirs(what, compiled):
     model = make_gpt()
     cache = KVCache(model.config, 1)
     assert compiled.supports(model, cache)
@@ -168,7 +164,6 @@ def test_what_is_not_theirs(what, compiled, request):
     assert not compiled.supports(model, cache)
 
 
-@pytest.mark.usefixtures("int8_kernel")
 @pytest.mark.parametrize("rows", [1, 2, 16])
 @pytest.mark.parametrize(("name", "overrides"), ALL, ids=str)
 @torch.inference_mode()
@@ -191,7 +186,6 @@ def nearly(got: torch.Tensor, expected: torch.Tensor) -> None:
     assert (got - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.usefixtures("int8_kernel")
 @pytest.mark.parametrize("inputs", [1, 3, 64, 100, 3072])
 @pytest.mark.parametrize("lanes", [1, tuning.LANES])
 @pytest.mark.parametrize("levels", [127, 63])

@@ -205,7 +205,6 @@ def test_a_layer_that_is_replaced_after_the_first_text_is_compared_again(fast, t
     assert "the torch engine does not compute what model.py computes" in caplog.text
 
 
-@pytest.mark.usefixtures("int8_kernel")
 def test_a_layer_in_8_bits_of_another_shape(fast):
     small = quantize_int8(make_gpt())
     small.h[1].mlp.c_fc, small.h[1].mlp.c_proj = (
@@ -236,7 +235,6 @@ def test_a_decoder_that_computes_something_else_is_switched_off(fast, monkeypatc
     assert "hidden states of pass" in told[0]
 
 
-@pytest.mark.usefixtures("int8_kernel")
 def test_in_8_bits_roundings_that_go_either_way_are_no_difference(compiled, caplog):
     """Twelve layers: what goes another way on the border of two levels moves borders in all layers after it."""
     model = quantize_int8(make_gpt("gpt2", n_layer=12, n_embd=256, n_inner=0, vocab_size=997))
@@ -245,7 +243,6 @@ def test_in_8_bits_roundings_that_go_either_way_are_no_difference(compiled, capl
     assert not caplog.records
 
 
-@pytest.mark.usefixtures("int8_kernel")
 def test_in_8_bits_a_wrong_scale_is_noticed(compiled, caplog):
     model = quantize_int8(make_gpt("gpt2"))
     model.h[0].attn.c_attn.scale.mul_(1.02)  # which the compiled product reads, and PyTorch's kernel does not
