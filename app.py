@@ -23,7 +23,7 @@ try:
     import torch
 
     from nanogpt_hub.engine import ENGINES
-    from nanogpt_hub.engine.select import VARIABLE, core_is_known, engine_setting, preparation
+    from nanogpt_hub.engine.select import VARIABLE, engine_setting, open_engine
     from nanogpt_hub.hub.resolve import Resolved
     from nanogpt_hub.page.layout import create_page, serve
     from nanogpt_hub.playground.models import ModelStore
@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         os.register_at_fork(after_in_child=playground.models.cache.clear)
     if playground.models.device == "cpu":
         torch.set_num_threads(max(1, min(4, torch.get_num_threads())))  # small models gain nothing from more
-        if engine_setting() in ("auto", "numba") and core_is_known():
-            preparation.poll()  # in the background; until it is ready PyTorch generates
+        if engine_setting() in ("auto", "numba"):
+            open_engine("auto")  # has it prepared in the background; until it is ready PyTorch generates
     threading.Thread(target=warm_up, args=(playground,), daemon=True).start()
     blocks = create_page(playground, workers=int(os.environ.get("NANOGPT_WORKERS", "1")))
     serve(blocks, server_name=args.host, server_port=args.port, mcp_server=args.mcp)

@@ -29,7 +29,7 @@ from .hardware import (
     parameter_bytes,
     training_bytes,
 )
-from .plan import ROOM, count_parameters
+from .plan import ROOM, count_parameters, divisors
 
 PROG = f"python -m {__package__}.cost"  # as it is typed; `nanogpt-hub` gives its own
 MFU = 0.4  # of a GPU, where none is given: what well-tuned runs of this size reach
@@ -116,8 +116,7 @@ def cost_of(config: TrainConfig, devices: int, name: str, mfu: float = 0.0) -> C
         precision = "bf16" if config.precision == "auto" else config.precision
         rate, memory, usual = DEVICES[name].flops, DEVICES[name].memory, MFU
     n_params, each = count_parameters(shape), config.batch_size // devices
-    tries = [micro for micro in range(each, 0, -1) if each % micro == 0] if not config.micro_batch_size else []
-    micros = tries or [config.micro_batch_size]
+    micros = [config.micro_batch_size] if config.micro_batch_size else list(divisors(each))
     fitting = (
         parts
         for parts in (memory_parts(config, shape, n_params, micro, precision, devices) for micro in micros)

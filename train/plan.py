@@ -1,5 +1,6 @@
 """Whether a run fits the machine, computed from its config before a weight is made: memory, and room on the disk."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def check_fits(config: TrainConfig, shape: GPTConfig) -> None:
     n_params = count_parameters(shape)
     device = choose_device(config.device)
     precision, _ = choose_precision(config.precision, device, shape.n_embd)
-    here, cut = 1 if device == "cuda" else local_world_size(), shards(config)
+    here, cut = processes_in_memory_of(device), shards(config)
     trained = n_params if not config.lora.rank else 0
     least = here * (4 * (n_params - trained) // cut + step_bytes(config, shape, trained, 1, precision, device))
     have, host = memory_bytes(device), memory_bytes("cpu")
@@ -94,22 +95,27 @@ def micro_batch_size(config: TrainConfig, gpt: GPT, world: int, precision: str, 
     most, have = B // world, memory_bytes(device)
     if asked or not have or (device != "cpu" and world == 1):
         return asked or most
-    here = 1 if device == "cuda" else local_world_size()
+    here = processes_in_memory_of(device)
     fitting = (
-        micro for micro in range(most, 0, -1)
-        if most % micro == 0 and here * bytes_needed(config, gpt, micro, precision, device) <= ROOM * have
+        micro for micro in divisors(most)
+        if here * bytes_needed(config, gpt, micro, precision, device) <= ROOM * have
     )  # fmt: skip
     return next(fitting, 1)
 
 
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest number up to `at_most` that divides `number`."""
-    return next(part for part in range(at_most, 0, -1) if number % part == 0)
+def divisors(number: int, at_most: int = 0) -> Iterator[int]:
+    """What divides `number`, the largest first; with `at_most` only what is no larger."""
+    return (part for part in range(at_most or number, 0, -1) if number % part == 0)
+
+
+def processes_in_memory_of(device: str) -> int:
+    """How many processes of this run share the memory of a device: all of a machine, where that is the machine's."""
+    return 1 if device == "cuda" else local_world_size()
 
 
 def memory_line(needed: int, device: str) -> str:
     """What a step takes of what there is, and a word where that is not enough."""
-    have, here = memory_bytes(device), 1 if device == "cuda" else local_world_size()
+    have, here = memory_bytes(device), processes_in_memory_of(device)
     line = f"memory: about {size(needed)}" + (f" of {size(have)}" if have else "")
     if here > 1:
         line += f", in each of {here} processes"

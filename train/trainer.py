@@ -55,7 +55,7 @@ from .lora import without_adapters
 from .loss import count_targets, recompute_blocks, summed_loss
 from .optim import build_optimizer, load_optimizer_tensors, lr_scale, optimizer_tensors, set_lr
 from .parallel import compile_layers, cut_as, is_sharded, local, reshard, shard, whole_model, whole_tensors
-from .plan import bytes_needed, largest_divisor, micro_batch_size, save_bytes
+from .plan import bytes_needed, divisors, micro_batch_size, save_bytes
 from .processes import GRACE, Watchdog, check_same, from_main, least, on_main, safe_so_far, say_lost
 from .report import FLOOR, MetricsFile, check_metrics, describe_loss, plot_loss
 from .sample import Sample
@@ -594,7 +594,7 @@ class Trainer:
         self.sample = self.sampler.read(self.out / "samples", self.progress.evaluated_step)
         if self.config.micro_batch_size == 0:  # what fitted before, and as many micro-batches in every process
             part = self.config.batch_size // self.world
-            self.micro = largest_divisor(part, min(self.micro, facts["micro_batch_size"]))
+            self.micro = next(divisors(part, min(self.micro, facts["micro_batch_size"])))
         if not best_is_there:
             self.progress.best_loss, self.progress.best_step = math.inf, -1  # the next evaluation writes one
         if self.sharing and self.progress.best_step > 0:
@@ -665,7 +665,7 @@ class Trainer:
                 f"out of memory at micro_batch_size {self.micro}: set a smaller --micro_batch_size, --model.block_size "
                 "or --model.size"
             ) from error
-        self.micro = largest_divisor(self.config.batch_size, self.micro // 2)
+        self.micro = next(divisors(self.config.batch_size, self.micro // 2))
         self._clear_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -30,7 +30,7 @@ def say(text: str) -> None:
 def prepare_engine(args: argparse.Namespace) -> None:
     """Has the compiled engine made where it was asked for by name, for a model that `open_model` has opened. Says that
     it takes a while, once per machine, or why there is none."""
-    if (args.engine or engine_setting()) != "numba":
+    if engine_setting(args.engine) != "numba":
         return
     if not core_is_known():
         say("model.py is edited, and the compiled engine computes the unedited one: model.py itself generates")
